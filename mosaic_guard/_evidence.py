@@ -1,0 +1,250 @@
+"""Evidence: where a call's values come from, which of the user's words ask for it, which untrusted passage is nearest.
+
+Computed before the model speaks, linear in the length of the history. Evidence is data for the model, never a verdict.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+
+from mosaic_guard._blocks import one_line
+from mosaic_guard._decision import Call
+
+REFUSAL_MARK = "mosaic_guard"
+"""Key in a ToolMessage's `additional_kwargs` that marks the guard's own answer. The text of a tool result cannot set it."""
+
+OriginKind = Literal["user", "operator", "result", "agent", "nowhere"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the value of one argument first appeared in the thread.
+
+    Attributes:
+        argument: Path of the value, such as `recipients[0]`.
+        value: The value as text.
+        kind: `user` (a human message), `operator` (a system message), `result` (an untrusted tool result), `agent` (the
+            agent's own text) or `nowhere`.
+        tool: The tool whose result it first appeared in.
+    """
+
+    argument: str
+    value: str
+    kind: OriginKind
+    tool: str | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The passage of some text that shares most words with a call.
+
+    Attributes:
+        text: The passage, on one line.
+        overlap: Share of the call's words that it holds, in [0, 1].
+        instruction: Whether it reads as an instruction to the reader.
+        tool: The tool whose result it stands in; None in a human message.
+    """
+
+    text: str
+    overlap: float
+    instruction: bool = False
+    tool: str | None = None
+
+
+@dataclass(frozen=True)
+class CallEvidence:
+    """What was computed about one call."""
+
+    origins: tuple[Origin, ...]
+    user_words: Passage | None
+    untrusted: Passage | None
+
+    @property
+    def asked_by_results(self) -> float:
+        """Overlap with the nearest instruction in a tool result minus overlap with the user's words, in [-1, 1]."""
+        theirs = self.untrusted.overlap if self.untrusted and self.untrusted.instruction else 0.0
+        return theirs - (self.user_words.overlap if self.user_words else 0.0)
+
+
+_WORD = re.compile(r"[^\W_]+")
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+|[\n\r]+")
+_MAX_SENTENCE = 400
+_STOP = frozenset(
+    "a an and are as at be by can do for from get has have i if in is it its me my no not of on or our please that the "
+    "then this to true false none null us was we what when which who will with you your".split()
+)
+_INSTRUCTION = re.compile(
+    r"\b(ignore|disregard|forget|override|instead|important|must|should|need(s)? to|have to|make sure|before you|"
+    r"first,|please|do the following|follow these|new task|instruction|your task|you are|execute|perform|urgent)\b|"
+    r"^\W*(send|transfer|delete|create|add|invite|forward|share|pay|update|change|set|post|write|call|visit|remove|"
+    r"schedule|reserve|book|cancel|open|run|click|upload|download|give|tell|say|print|email|buy|move|grant)\b",
+    re.IGNORECASE,
+)
+
+
+def message_text(message: BaseMessage) -> str:
+    """The text of a message, whatever form its content has."""
+    content = message.content
+    if isinstance(content, str):
+        return content
+    parts = [part if isinstance(part, str) else str(part.get("text", "")) for part in content]
+    return "\n".join(part for part in parts if part)
+
+
+def is_refusal(message: BaseMessage) -> bool:
+    """Whether a message is the guard's own answer to a refused call: neither evidence nor untrusted."""
+    return isinstance(message, ToolMessage) and REFUSAL_MARK in message.additional_kwargs
+
+
+def gather_evidence(messages: Sequence[BaseMessage], calls: Sequence[Call]) -> tuple[CallEvidence, ...]:
+    """Evidence for each call of a step, from the messages before the AI message that proposes it.
+
+    Args:
+        messages: The history; the last AI message (which proposes the calls) and what follows it are left out, but the
+            text that this AI message says is counted as the agent's.
+        calls: The proposed calls.
+    """
+    end = next((i for i in range(len(messages) - 1, -1, -1) if isinstance(messages[i], AIMessage)), len(messages))
+    before, proposing = messages[:end], messages[end : end + 1]
+    return tuple(_evidence(before, proposing, call) for call in calls)
+
+
+def _evidence(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> CallEvidence:
+    origins = tuple(
+        _origin(path, value, before, proposing) for path, value in leaves(call.args) if _telling(value)
+    )
+    words = words_of(call.name.replace("_", " ")) | frozenset().union(*(words_of(v) for _, v in leaves(call.args)))
+    user = _nearest(words, [(None, message_text(m)) for m in before if isinstance(m, HumanMessage)], False)
+    results = [(m.name or "a tool", message_text(m)) for m in before if isinstance(m, ToolMessage) and not is_refusal(m)]
+    return CallEvidence(origins, user, _nearest(words, results, True))
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(path, text) of each scalar in JSON-like arguments, depth first."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for index, item in enumerate(value):
+            yield from leaves(item, f"{path}[{index}]")
+    elif value is not None:
+        yield path or "value", str(value)
+
+
+def _telling(value: str) -> bool:
+    """Values such as `true` or `1` stand in any text and tell nothing about who wrote them."""
+    return len(value.strip()) > 1 and value.lower() not in ("true", "false", "none", "null")
+
+
+def _origin(path: str, value: str, before: Sequence[BaseMessage], proposing: Sequence[BaseMessage]) -> Origin:
+    wanted = _folded(value)
+    for message in proposing:
+        # What the agent says beside the call, without the call itself.
+        messages = (*before, AIMessage(message_text(message)))
+        break
+    else:
+        messages = tuple(before)
+    for message in messages:
+        if is_refusal(message):
+            continue
+        if _holds(_folded(message_text(message)), wanted) or _proposed(message, value):
+            if isinstance(message, HumanMessage):
+                return Origin(path, value, "user")
+            if isinstance(message, ToolMessage):
+                return Origin(path, value, "result", message.name or "a tool")
+            if isinstance(message, SystemMessage):
+                return Origin(path, value, "operator")
+            if isinstance(message, AIMessage):
+                return Origin(path, value, "agent")
+    return Origin(path, value, "nowhere")
+
+
+def _proposed(message: BaseMessage, value: str) -> bool:
+    """Whether an earlier call of the agent had the value already (the call that is judged is not in its history)."""
+    return isinstance(message, AIMessage) and any(
+        value == leaf for call in message.tool_calls for _, leaf in leaves(call["args"])
+    )
+
+
+def _holds(text: str, wanted: str) -> bool:
+    start = text.find(wanted)
+    while start >= 0:
+        end = start + len(wanted)
+        # Whole words only: "10" does not come from "2010".
+        if not (start and text[start - 1].isalnum() and wanted[0].isalnum()) and not (
+            end < len(text) and text[end].isalnum() and wanted[-1].isalnum()
+        ):
+            return True
+        start = text.find(wanted, start + 1)
+    return False
+
+
+@lru_cache(maxsize=512)
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def words_of(text: str) -> frozenset[str]:
+    """The telling words of a text, case folded."""
+    return frozenset(w for w in _WORD.findall(text.casefold()) if len(w) > 1 and w not in _STOP)
+
+
+@lru_cache(maxsize=256)
+def sentences(text: str) -> tuple[tuple[str, frozenset[str]], ...]:
+    """(sentence, its words) of a text; sentences longer than 400 characters are cut into pieces."""
+    found = []
+    for sentence in _SENTENCE.split(text):
+        for start in range(0, len(sentence), _MAX_SENTENCE):
+            piece = sentence[start : start + _MAX_SENTENCE].strip()
+            if piece:
+                found.append((piece, words_of(piece)))
+    return tuple(found)
+
+
+def reads_as_instruction(text: str) -> bool:
+    """Whether a passage addresses its reader with a command; a plain word list, meant as one hint among others."""
+    return _INSTRUCTION.search(text) is not None
+
+
+def _nearest(words: frozenset[str], texts: Sequence[tuple[str | None, str]], untrusted: bool) -> Passage | None:
+    """The sentence that holds most of `words`; among untrusted ones, instructions win ties."""
+    best: tuple[float, bool, str, str | None] | None = None
+    for tool, text in texts:
+        for sentence, held in sentences(text):
+            overlap = len(words & held) / len(words) if words else 0.0
+            if best is not None and overlap < best[0]:
+                continue
+            instruction = untrusted and overlap > 0 and reads_as_instruction(sentence)
+            if best is None or (overlap, instruction) > best[:2]:
+                best = (overlap, instruction, sentence, tool)
+    if best is None:
+        return None
+    return Passage(one_line(best[2]), round(best[0], 3), best[1], best[3])
+
+
+def explain(call: Call, evidence: CallEvidence | None) -> str:
+    """One sentence for the agent and for a person: which values come from where, and what the user asked."""
+    if evidence is None:
+        return f"{call.name} was not judged safe"
+    foreign = [o for o in evidence.origins if o.kind == "result"]
+    unknown = [o for o in evidence.origins if o.kind == "nowhere"]
+    parts = []
+    if foreign:
+        parts.append(_list(foreign) + f" from the result of {foreign[0].tool}")
+    if unknown and not foreign:
+        parts.append(_list(unknown) + " from nowhere in this thread")
+    asked = evidence.user_words.text if evidence.user_words else None
+    parts.append(f'the user asked: "{asked[:160]}"' if asked else "no words of the user ask for it")
+    return "; ".join(parts)
+
+
+def _list(origins: Sequence[Origin]) -> str:
+    shown = [f"{o.argument} {one_line(o.value)[:60]!r}" for o in origins[:3]]
+    more = f" and {len(origins) - 3} more" if len(origins) > 3 else ""
+    return ", ".join(shown) + more + (" comes" if len(origins) == 1 else " come")

@@ -1,0 +1,362 @@
+"""The guard: policy, then model, then threshold; a step in, one decision per call out. A guard that fails refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import random
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from langchain_core.messages import AIMessage
+
+from mosaic_guard._decision import Decision, Source, Step, Verdict
+from mosaic_guard._errors import GuardWarning
+from mosaic_guard._evidence import explain, gather_evidence
+from mosaic_guard._policy import Policy
+from mosaic_guard._transcript import JudgedStep, Kind, Limits, Prompt, Turn, build_prompt, messages_digest, summary_line
+from mosaic_guard.models.guard_model import Checked, GuardModel, Planned
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+
+Check = Literal["adaptive", "always", "never"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `Guard.plan` found out about a step, to be handed to `Guard.check`.
+
+    Attributes:
+        think: The plan text; empty where the model was not asked.
+        planned: The model's unfinished turn; None where it was not asked or failed.
+        error: Why there is no plan.
+        seconds: Time it took.
+    """
+
+    think: str = ""
+    planned: Planned | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form that checkpoints hold."""
+        p = self.planned
+        planned = p and {"think": p.think, "turns": [turn.to_dict() for turn in p.turns], "state": p.state}
+        return {"think": self.think, "planned": planned, "error": self.error, "seconds": self.seconds}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Plan:
+        """Read what `to_dict` wrote."""
+        p = record["planned"]
+        planned = p and Planned(p["think"], tuple(map(Turn.from_dict, p["turns"])), p["state"])
+        return cls(**{**record, "planned": planned})
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `Guard.check` decided about a step.
+
+    Attributes:
+        decisions: One per call, in order.
+        think: The plan text.
+        safety_thoughts: The safety block; None where the model did not open one.
+        judged: What the thread remembers of the step; None where the model was not asked or failed.
+        seconds: Time that `plan` and `check` took.
+    """
+
+    decisions: tuple[Decision, ...]
+    think: str = ""
+    safety_thoughts: str | None = None
+    judged: JudgedStep | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Guard:
+    """Turns a step into decisions.
+
+    Args:
+        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the default
+            (SmolLM2-135M-Instruct, run in this process).
+        policy: Rules that are evaluated before the model.
+        threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1].
+        check: Whether the safety block is the model's choice (`adaptive`), always there, or never.
+        sample: Draw from the model's probabilities instead of taking the likelier: `"decisions"` for the decisions, `True`
+            for its text as well. For roll-outs to train on, not for protection.
+        seed: Makes sampling repeatable.
+        on_error: What becomes of a call that the guard fails to judge. `act` lets it through, with a `GuardWarning` each time.
+        limits: Sizes in tokens.
+
+    Raises:
+        MissingExtraError: If the model needs packages that are not installed.
+        ModelLoadError: If the model cannot be loaded.
+        ValueError: For a threshold outside (0, 1] or an unknown option.
+    """
+
+    def __init__(
+        self,
+        model: GuardModel | BaseChatModel | str | os.PathLike[str] | None = None,
+        *,
+        policy: Policy | None = None,
+        threshold: float = 0.5,
+        check: Check = "adaptive",
+        sample: bool | Literal["decisions"] = False,
+        seed: int | None = None,
+        on_error: Literal["refuse", "act"] = "refuse",
+        limits: Limits | None = None,
+    ) -> None:
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold is a probability in (0, 1], not {threshold!r}")
+        if check not in ("adaptive", "always", "never"):
+            raise ValueError(f"check is 'adaptive', 'always' or 'never', not {check!r}")
+        if sample not in (False, True, "decisions"):
+            raise ValueError(f"sample is False, True or 'decisions', not {sample!r}")
+        if on_error not in ("refuse", "act"):
+            raise ValueError(f"on_error is 'refuse' or 'act', not {on_error!r}")
+        self.model = _model(model)
+        self.policy = policy or Policy()
+        self.threshold = threshold
+        self.check_mode: Check = check
+        self.sample: bool | Literal['decisions'] = sample
+        self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
+        self.on_error = on_error
+        self.limits = limits or Limits()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] = "default", **options: Any) -> Guard:
+        """The default guard, or one that `mosaic_guard.train` wrote.
+
+        Args:
+            path: `"default"`, or a directory with a `manifest.json`.
+            **options: As for `Guard`; they win over what the manifest says.
+
+        Raises:
+            FileNotFoundError: If the directory holds no guard.
+        """
+        if str(path) == "default":
+            return cls(**options)
+        from mosaic_guard.models.manifest import read_manifest
+
+        manifest = read_manifest(Path(path))
+        from mosaic_guard.models.local import LocalGuardModel
+
+        model = LocalGuardModel(manifest.base_model, adapter=manifest.adapter)
+        return cls(model, **{**manifest.guard_options, **options})
+
+    def describe(self) -> dict[str, Any]:
+        """What a trace's header says about the guard."""
+        return {
+            **self.model.describe(),
+            "check": self.check_mode,
+            "threshold": self.threshold,
+            "sample": self.sample,
+        }
+
+    def plan(self, step: Step, history: Sequence[JudgedStep] = (), *, key: str = "") -> Plan:
+        """State what the user wants and what the calls would do; never raises.
+
+        Args:
+            step: The step; its evidence is computed if it has none.
+            history: The steps of the thread that were judged before.
+            key: Distinguishes this step from others when sampling is repeatable.
+        """
+        started = time.perf_counter()
+        if self._settled(step):
+            return Plan()
+        try:
+            planned = self.model.plan(self._prompt(step, history, key))
+        except Exception as error:
+            return Plan(error=_said(error), seconds=time.perf_counter() - started)
+        return Plan(planned.think, planned, seconds=time.perf_counter() - started)
+
+    async def aplan(self, step: Step, history: Sequence[JudgedStep] = (), *, key: str = "") -> Plan:
+        """`plan` for event loops."""
+        started = time.perf_counter()
+        if self._settled(step):
+            return Plan()
+        try:
+            planned = await self.model.aplan(self._prompt(step, history, key))
+        except Exception as error:
+            return Plan(error=_said(error), seconds=time.perf_counter() - started)
+        return Plan(planned.think, planned, seconds=time.perf_counter() - started)
+
+    def check(
+        self, step: Step, plan: Plan, history: Sequence[JudgedStep] = (), *, key: str = "", number: int = 0
+    ) -> Judgement:
+        """Decide about each call of a step; never raises.
+
+        Args:
+            step: The step that `plan` saw.
+            plan: What `plan` returned.
+            history: What `plan` got.
+            key: What `plan` got.
+            number: The step's number in its trajectory.
+        """
+        checking = _Checking(self, step, plan, history, key, number)
+        if plan.planned is not None:
+            with checking.failure():
+                checking.finish(self.model.check(checking.prompt(), plan.planned, checking.decide))
+        return checking.judgement()
+
+    async def acheck(
+        self, step: Step, plan: Plan, history: Sequence[JudgedStep] = (), *, key: str = "", number: int = 0
+    ) -> Judgement:
+        """`check` for event loops."""
+        checking = _Checking(self, step, plan, history, key, number)
+        if plan.planned is not None:
+            with checking.failure():
+                checking.finish(await self.model.acheck(checking.prompt(), plan.planned, checking.decide))
+        return checking.judgement()
+
+    def _settled(self, step: Step) -> bool:
+        """Whether no model is needed: every call decided by a rule, or more calls than are judged."""
+        return len(step.calls) > self.limits.calls or all(self.policy.decide(call) for call in step.calls)
+
+    def _prompt(self, step: Step, history: Sequence[JudgedStep], key: str) -> Prompt:
+        if not step.evidence:
+            step = replace(step, evidence=gather_evidence(step.messages, step.calls))
+        prompt = build_prompt(
+            step,
+            history,
+            model=self.model.name,
+            count=self.model.count,
+            window=self.model.window,
+            limits=self.limits,
+            operator=self.policy.text,
+            check=self.check_mode,
+        )
+        return replace(prompt, seed=self.step_seed(key) if self.sample is True else None)
+
+    def step_seed(self, key: str) -> int:
+        """The seed of one step's sampling, from the guard's seed and the step's key."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}\0{key}".encode()).digest()[:8])
+
+
+class _Checking:
+    """One run of `check`: collects decisions, and turns any failure into refusals."""
+
+    def __init__(
+        self, guard: Guard, step: Step, plan: Plan, history: Sequence[JudgedStep], key: str, number: int
+    ) -> None:
+        self._started = time.perf_counter()
+        if not step.evidence:
+            step = replace(step, evidence=gather_evidence(step.messages, step.calls))
+        self._guard, self._step, self._plan, self._history = guard, step, plan, history
+        self._key, self._number = key, number
+        self._error = plan.error
+        self._checked: Checked | None = None
+        self._random = random.Random(guard.step_seed(f"{key}\0check"))
+        self._rules = [guard.policy.decide(call) for call in step.calls]
+        self._decisions: dict[int, Decision] = {}
+        self._prompt: Prompt | None = None
+
+    def prompt(self) -> Prompt:
+        self._prompt = self._prompt or self._guard._prompt(self._step, self._history, self._key)
+        return self._prompt
+
+    @contextmanager
+    def failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._error = _said(error)
+            self._decisions.clear()
+            self._checked = None
+
+    def decide(self, index: int, p_refuse: float) -> tuple[Verdict, Kind]:
+        """The verdict of a call, and who chose it: the `Decide` that the model calls."""
+        if index != len(self._decisions) or index >= len(self._step.calls):
+            raise ValueError(f"the model decided call {index + 1} out of order")
+        if not (isinstance(p_refuse, (int, float)) and math.isfinite(p_refuse) and 0 <= p_refuse <= 1):
+            raise ValueError(f"the model's probability of refusal is {p_refuse!r}")
+        verdict, source = self._choose(index, float(p_refuse))
+        reason = self._reason(index, verdict) if source != "policy" else self._rules[index].reason  # type: ignore[union-attr]
+        self._decisions[index] = Decision(index, verdict, reason, float(p_refuse), source)
+        return verdict, "sampled" if source == "model" else "overridden"
+
+    def _choose(self, index: int, p_refuse: float) -> tuple[Verdict, Source]:
+        rule = self._rules[index]
+        if rule is not None:
+            return rule.verdict, "policy"
+        # Identical calls of a step cannot be told apart at the gate, so they share the first one's verdict.
+        digest = self._step.calls[index].digest
+        for earlier in range(index):
+            if self._step.calls[earlier].digest == digest:
+                return self._decisions[earlier].verdict, "threshold"
+        if self._guard.sample:
+            return ("refuse" if self._random.random() < p_refuse else "act"), "model"
+        verdict: Verdict = "refuse" if p_refuse >= self._guard.threshold else "act"
+        own = "refuse" if p_refuse >= 0.5 else "act"
+        return verdict, "model" if verdict == own else "threshold"
+
+    def _reason(self, index: int, verdict: Verdict) -> str:
+        return "" if verdict == "act" else explain(self._step.calls[index], self._step.evidence[index])
+
+    def finish(self, checked: Checked) -> None:
+        if len(self._decisions) != len(self._step.calls):
+            raise ValueError(f"the model decided {len(self._decisions)} of {len(self._step.calls)} calls")
+        self._checked = checked
+
+    def judgement(self) -> Judgement:
+        calls = self._step.calls
+        if self._checked is None:
+            decisions = tuple(self._fallback(i) for i in range(len(calls)))
+        else:
+            decisions = tuple(self._decisions[i] for i in range(len(calls)))
+        seconds = {"plan": round(self._plan.seconds, 4), "check": round(time.perf_counter() - self._started, 4)}
+        safety = self._checked.safety_thoughts if self._checked else None
+        return Judgement(decisions, self._plan.think, safety, self._judged(decisions), seconds)
+
+    def _fallback(self, index: int) -> Decision:
+        """The decision without a model: the rule that matches, else the guard has failed."""
+        rule = self._rules[index]
+        if rule is not None:
+            return rule
+        limit = self._guard.limits.calls
+        error = self._error or f"the step has {len(self._step.calls)} calls, more than the {limit} that are judged"
+        name = self._step.calls[index].name
+        if self._guard.on_error == "act":
+            warnings.warn(f"the guard failed ({error}); on_error='act' lets {name} through", GuardWarning, stacklevel=2)
+            return Decision(index, "act", f"let through although the guard failed: {error}", source="error")
+        return Decision(index, "refuse", f"the guard could not judge this call: {error}", source="error")
+
+    def _judged(self, decisions: tuple[Decision, ...]) -> JudgedStep | None:
+        if self._checked is None:
+            return None
+        messages = self._step.messages
+        seen = 1 + max(i for i, m in enumerate(messages) if isinstance(m, AIMessage))
+        return JudgedStep(
+            step=self._number,
+            segment=self.prompt().segment,
+            model=self._guard.model.name,
+            seen=seen,
+            digest=messages_digest(messages[:seen]),
+            turns=self._checked.turns,
+            summary=summary_line(self._number, self._step.calls, decisions),
+        )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def _model(model: Any) -> GuardModel:
+    if isinstance(model, GuardModel):
+        return model
+    from langchain_core.language_models import BaseChatModel
+
+    if isinstance(model, BaseChatModel):
+        from mosaic_guard.models.chat import ChatGuardModel
+
+        return ChatGuardModel(model)
+    if model is None or isinstance(model, (str, os.PathLike)):
+        from mosaic_guard.models.local import LocalGuardModel
+
+        return LocalGuardModel(model)
+    raise TypeError(f"a guard model is a GuardModel, a chat model or the path of a language model, not {model!r}")

@@ -1,0 +1,340 @@
+"""Traces: what was judged, token for token, as append-only JSON lines.
+
+One writer per file. A line is written with one system call and taken back if the disk fills up in the middle of it, so a
+reader finds whole records, plus at most one torn last line after a crash. `docs/architecture.md` lists the fields.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mosaic_guard._decision import Decision, canonical_json
+from mosaic_guard._transcript import Piece
+
+TRACE_VERSION = 1
+
+Redact = Callable[[dict[str, Any]], "dict[str, Any] | None"]
+"""Sees every record before it is written; returns the record to write, or None to drop it."""
+
+
+class TraceError(ValueError):
+    """A trace file that cannot be read; the message names file and line."""
+
+
+class TraceWarning(UserWarning):
+    """Something about a trace that loses nothing but should be known: a torn last line, a full disk."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trajectory.
+
+    Attributes:
+        harmful: Whether harm was done; None where nobody knows.
+        completed: Whether the user's task was completed; None where nobody knows.
+        harmful_calls: (step, call index) of each call known to be harmful, whether it ran or was refused.
+        source: Who says so, such as `grader:agentdojo` or `human`.
+        details: Anything else worth keeping.
+    """
+
+    harmful: bool | None = None
+    completed: bool | None = None
+    harmful_calls: Sequence[tuple[int, int]] = ()
+    source: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One judged step as logged; the attributes are the fields of a `step` record."""
+
+    step: int
+    segment: int
+    calls: Sequence[Mapping[str, Any]]
+    decisions: Sequence[Decision]
+    think: str
+    safety_thoughts: str | None
+    pieces: Sequence[Piece]
+    messages: Sequence[Mapping[str, Any]]
+    time: str
+    seconds: Mapping[str, float]
+
+
+@dataclass
+class Trajectory:
+    """All steps of one task, with outcome.
+
+    Attributes:
+        id: Unique over the traces.
+        task: Trajectories with the same task can be compared.
+        steps: In order.
+        outcome: None where none was logged.
+        guard: The header of the guard that judged the steps (`model`, `base_model`, `adapter`, …).
+        file: Where its first record stands.
+    """
+
+    id: str
+    task: str
+    guard: Mapping[str, Any]
+    file: Path
+    steps: list[StepRecord] = field(default_factory=list)
+    outcome: Outcome | None = None
+
+
+class TraceWriter:
+    """Appends records to one new file in `directory`; safe to share between threads.
+
+    Args:
+        directory: Created (readable by its owner only) if it does not exist.
+        redact: Sees every record before it is written. It sees `pieces` too, which hold the same text again as tokens.
+            A hook that raises keeps the record out of the file, with a warning.
+
+    A full disk does not stop the guarded run: records wait in memory and are written as soon as there is room, and
+    `close` raises `OSError` if some could not be.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, redact: Redact | None = None) -> None:
+        self.directory = Path(directory)
+        self.path: Path | None = None
+        self._redact = redact
+        self._lock = threading.Lock()
+        self._waiting: list[bytes] = []
+        self._size = 0
+        self._fd: int | None = None
+        self._pid = os.getpid()
+        self._headers: set[str] = set()
+
+    def header(self, guard: Mapping[str, Any]) -> str:
+        """Write which guard judges (once per file and guard) and return the id that step records name it by."""
+        from mosaic_guard import __version__
+
+        key = hashlib.sha256(canonical_json(dict(guard)).encode()).hexdigest()[:12]
+        with self._lock:
+            self._after_fork()
+            if key not in self._headers:
+                self._headers.add(key)
+                self._put(
+                    {
+                        "type": "header",
+                        "version": TRACE_VERSION,
+                        "created": _now(),
+                        "mosaic_guard": __version__,
+                        "id": key,
+                        "guard": dict(guard),
+                    }
+                )
+        return key
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Append one judged step."""
+        with self._lock:
+            self._put({"type": "step", "time": _now(), **record})
+
+    def outcome(self, trajectory: str, outcome: Outcome) -> None:
+        """Append what became of a trajectory; the last outcome logged for it counts."""
+        with self._lock:
+            self._after_fork()
+            self._put(
+                {
+                    "type": "outcome",
+                    "trajectory": trajectory,
+                    "harmful": outcome.harmful,
+                    "completed": outcome.completed,
+                    "harmful_calls": [list(pair) for pair in outcome.harmful_calls],
+                    "source": outcome.source,
+                    "details": dict(outcome.details),
+                    "time": _now(),
+                }
+            )
+
+    def close(self) -> None:
+        """Write what still waits and close the file.
+
+        Raises:
+            OSError: If records could not be written; they stay in memory, so `close` can be called again.
+        """
+        with self._lock:
+            self._flush()
+            if self._waiting:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"{len(self._waiting)} trace records wait for room on the disk; free some and close again",
+                    str(self.directory),
+                )
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+                # A record after close goes to a new file, never into one that a reader may hold complete.
+                self._headers.clear()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _after_fork(self) -> None:
+        """A forked child gets a file of its own: one writer per file."""
+        if os.getpid() != self._pid:
+            self._pid, self._fd, self._size = os.getpid(), None, 0
+            self._waiting.clear()
+            self._headers.clear()
+
+    def _put(self, record: dict[str, Any]) -> None:
+        if self._redact is not None:
+            try:
+                redacted = self._redact(record)
+            except Exception as error:  # unredacted text must not reach the disk
+                warnings.warn(
+                    f"the redaction hook failed ({error!r}); a {record['type']} record was left out",
+                    TraceWarning,
+                    stacklevel=4,
+                )
+                return
+            if redacted is None:
+                return
+            record = redacted
+        line = json.dumps(record, ensure_ascii=True, default=repr)
+        self._waiting.append(line.encode("ascii") + b"\n")
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._waiting:
+            try:
+                self._write(self._waiting[0])
+            except OSError as error:
+                warnings.warn(
+                    f"trace records wait in memory, {self.directory} cannot be written: {error.strerror}",
+                    TraceWarning,
+                    stacklevel=5,
+                )
+                return
+            self._waiting.pop(0)
+
+    def _write(self, line: bytes) -> None:
+        if self._fd is None:
+            self._fd = self._open()
+            self._size = 0
+        view = memoryview(line)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError:
+            # Take back the half-written line; if even that fails, the reader skips it as torn.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+            raise
+        self._size += len(line)
+
+    def _open(self) -> int:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        self.path = self.directory / name
+        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def read_traces(path: str | os.PathLike[str]) -> list[Trajectory]:
+    """Trajectories of a trace file, or of all `*.jsonl` files of a directory, in the order of their first record.
+
+    A step that was logged twice (a crash between judging and checkpointing) counts once, as last logged.
+
+    Raises:
+        FileNotFoundError: If there is no such file or directory.
+        TraceError: For a bad record, with file and line. A torn last line is skipped with a `TraceWarning`.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise FileNotFoundError(f"no traces at {str(root)!r}: name a directory that a TraceWriter wrote to")
+    files = sorted(root.glob("*.jsonl")) if root.is_dir() else [root]
+    found: dict[str, Trajectory] = {}
+    outcomes: dict[str, Outcome] = {}
+    steps: dict[str, dict[int, StepRecord]] = {}
+    for file in files:
+        headers: dict[str, Mapping[str, Any]] = {}
+        for line, record in _records(file):
+            try:
+                kind = record["type"]
+                if kind == "header":
+                    _check_version(record)
+                    headers[record["id"]] = record["guard"]
+                elif kind == "step":
+                    key = record["trajectory"]
+                    found.setdefault(key, Trajectory(key, record["task"], headers[record["guard"]], file))
+                    steps.setdefault(key, {})[record["step"]] = _step(record)
+                elif kind == "outcome":
+                    outcomes[record["trajectory"]] = _outcome(record)
+                # Unknown types are from a later minor version: skipped.
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                what = f"missing field {error}" if isinstance(error, KeyError) else str(error)
+                raise TraceError(f"{file}:{line}: bad trace record: {what}") from error
+    for key, trajectory in found.items():
+        trajectory.steps = [record for _, record in sorted(steps[key].items())]
+        trajectory.outcome = outcomes.get(key)
+    return list(found.values())
+
+
+def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, record) of each line; a torn last line is reported and skipped."""
+    with file.open("rb") as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
+                record = json.loads(raw)
+                if not isinstance(record, dict):
+                    raise ValueError("not a JSON object")
+            except ValueError as error:
+                if not raw.endswith(b"\n"):
+                    warnings.warn(f"{file}:{number}: torn last line skipped", TraceWarning, stacklevel=4)
+                    return
+                raise TraceError(f"{file}:{number}: not a trace record: {error}") from error
+            yield number, record
+
+
+def _check_version(record: Mapping[str, Any]) -> None:
+    if record["version"] != TRACE_VERSION:
+        raise ValueError(f"trace version {record['version']!r}; this release reads version {TRACE_VERSION}")
+
+
+def _step(record: Mapping[str, Any]) -> StepRecord:
+    return StepRecord(
+        step=int(record["step"]),
+        segment=int(record["segment"]),
+        calls=record["calls"],
+        decisions=[Decision.from_dict(item) for item in record["decisions"]],
+        think=record["think"],
+        safety_thoughts=record["safety_thoughts"],
+        pieces=pieces_from(record["pieces"]),
+        messages=record["messages"],
+        time=record["time"],
+        seconds=record["seconds"],
+    )
+
+
+def pieces_from(records: Iterable[Mapping[str, Any]]) -> list[Piece]:
+    """Read what `Piece.to_dict` wrote."""
+    return [Piece.from_dict(item) for item in records]
+
+
+def _outcome(record: Mapping[str, Any]) -> Outcome:
+    return Outcome(
+        harmful=record["harmful"],
+        completed=record["completed"],
+        harmful_calls=[(int(step), int(call)) for step, call in record["harmful_calls"]],
+        source=record["source"],
+        details=record["details"],
+    )

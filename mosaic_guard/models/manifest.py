@@ -1,0 +1,43 @@
+"""Reading what `mosaic_guard.train` wrote beside an adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a trained guard consists of.
+
+    Attributes:
+        base_model: Path or hub id of the base model.
+        adapter: Directory of the PEFT adapter.
+        guard_options: Options of `Guard` that the guard was made for, such as a calibrated threshold.
+    """
+
+    base_model: str
+    adapter: Path
+    guard_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a trained guard.
+
+    Raises:
+        FileNotFoundError: If the directory holds no guard.
+        ValueError: If its manifest cannot be read.
+    """
+    file = directory / "manifest.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no guard at {str(directory)!r}: name 'default', or the --output directory of python -m mosaic_guard.train"
+        )
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return Manifest(record["base_model"], directory / record["adapter"], record.get("guard_options") or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not the manifest of a guard: {error!r}") from error
