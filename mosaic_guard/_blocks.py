@@ -1,15 +1,15 @@
 """The block grammar of the guard's turn: write, parse, and keep untrusted text from forging it.
 
-    <think>
-    plan
-    </think>
-    <safety_thoughts>        only when the model opens it
-    ...
-    </safety_thoughts>
-    <decision>
-    1: act
-    2: refuse
-    </decision>
+<think>
+plan
+</think>
+<safety_thoughts>        only when the model opens it
+...
+</safety_thoughts>
+<decision>
+1: act
+2: refuse
+</decision>
 """
 
 from __future__ import annotations
@@ -120,4 +120,4 @@ def clip(text: str, limit: int) -> str:
     room = max(limit - len(note), 0)
     head = room * 2 // 3
     tail = room - head
-    return f"{text[:head]}{note}{text[len(text) - tail :] if tail else ''}"[:max(limit, 1)]
+    return f"{text[:head]}{note}{text[len(text) - tail :] if tail else ''}"[: max(limit, 1)]

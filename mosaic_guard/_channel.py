@@ -52,7 +52,7 @@ def read(config: RunnableConfig, key: str, *, fresh: bool = False) -> Any:
 
 
 def write(config: RunnableConfig, channel: str, update: Any) -> None:
-    """Write to a channel from a branch, which has no return value that reaches the state."""
+    """Write to a channel from inside a task, without a return value that its callbacks would see."""
     config["configurable"][SEND]([(channel, update)])
 
 

@@ -116,12 +116,12 @@ def gather_evidence(messages: Sequence[BaseMessage], calls: Sequence[Call]) -> t
 
 
 def _evidence(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> CallEvidence:
-    origins = tuple(
-        _origin(path, value, before, proposing) for path, value in leaves(call.args) if _telling(value)
-    )
+    origins = tuple(_origin(path, value, before, proposing) for path, value in leaves(call.args) if _telling(value))
     words = words_of(call.name.replace("_", " ")) | frozenset().union(*(words_of(v) for _, v in leaves(call.args)))
     user = _nearest(words, [(None, message_text(m)) for m in before if isinstance(m, HumanMessage)], False)
-    results = [(m.name or "a tool", message_text(m)) for m in before if isinstance(m, ToolMessage) and not is_refusal(m)]
+    results = [
+        (m.name or "a tool", message_text(m)) for m in before if isinstance(m, ToolMessage) and not is_refusal(m)
+    ]
     return CallEvidence(origins, user, _nearest(words, results, True))
 
 
@@ -172,7 +172,18 @@ def _proposed(message: BaseMessage, value: str) -> bool:
     )
 
 
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@lru_cache(maxsize=256)
+def _numbers(text: str) -> frozenset[float]:
+    """The numbers in a text, so that 98.7 is found where 98.70 or 1,098.70 stands."""
+    return frozenset(float(found.replace(",", "")) for found in _NUMBER.findall(text))
+
+
 def _holds(text: str, wanted: str) -> bool:
+    if _NUMBER.fullmatch(wanted) and float(wanted.replace(",", "")) in _numbers(text):
+        return True
     start = text.find(wanted)
     while start >= 0:
         end = start + len(wanted)

@@ -19,7 +19,7 @@ from langchain_core.tools import BaseTool, ToolException
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
 
-from mosaic_guard._channel import GUARD_CHANNEL, Clearances
+from mosaic_guard._channel import GUARD_CHANNEL, Clearances, write
 from mosaic_guard._evidence import REFUSAL_MARK
 from mosaic_guard._recursion import grant_superstep
 
@@ -162,8 +162,8 @@ class _GatedToolNode:
         grant_superstep(config)
         sent = (config.get("metadata") or {}).get("langgraph_path", ("",))[0] == "__pregel_push"
         route = [self._mosaic_name, input if sent else None]
-        update = {"routes+": [route], "bounced": self._mosaic_name}
-        return Command(update={GUARD_CHANNEL: update}, goto=self._mosaic_plan)
+        write(config, GUARD_CHANNEL, {"routes+": [route], "bounced": self._mosaic_name})
+        return Command(goto=self._mosaic_plan)
 
 
 def _cleared(call: Mapping[str, Any]) -> bool:
@@ -204,5 +204,3 @@ def gated_tool_node(node: ToolNode, *, name: str, plan: str) -> ToolNode:
     gated.func, gated.afunc = gated._func, gated._afunc
     gated._mosaic_name, gated._mosaic_plan = name, plan
     return cast(ToolNode, gated)
-
-

@@ -32,7 +32,7 @@ from mosaic_guard._trace import TraceWriter
 
 
 class _GuardInput:
-    """Input schema of the guard's nodes: the messages and the guard's channel."""
+    """Input schema of the guard's nodes: the messages."""
 
 
 class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
@@ -172,7 +172,9 @@ def _holds_tools(runnable: Any) -> bool:
 class _Guarding:
     """Rewrites a builder: every route into a tool node leads to `plan`, and `check` takes it up again."""
 
-    def __init__(self, builder: StateGraph[Any, Any, Any, Any], tool_nodes: Mapping[str, ToolNode], prefix: str) -> None:
+    def __init__(
+        self, builder: StateGraph[Any, Any, Any, Any], tool_nodes: Mapping[str, ToolNode], prefix: str
+    ) -> None:
         self.builder = builder
         self.tool_nodes = tool_nodes
         self.plan, self.check, self.refuse = (f"{prefix}{name}" for name in ("plan", "check", "refuse"))
@@ -190,7 +192,7 @@ class _Guarding:
         key = next(iter(gated.values()))._messages_key
         nodes = GuardNodes(guard, gated, key, refuse_name=self.refuse, trace=trace, **options)
         builder.channels[GUARD_CHANNEL] = BinaryOperatorAggregate(dict, merge)
-        builder.schemas[_GuardInput] = {k: builder.channels[k] for k in (key, GUARD_CHANNEL)}
+        builder.schemas[_GuardInput] = {key: builder.channels[key]}
         exits = {name: self._take_exits(name) for name in gated}
         self._redirect_routes()
         for name, node in gated.items():

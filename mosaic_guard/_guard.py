@@ -123,7 +123,7 @@ class Guard:
         self.policy = policy or Policy()
         self.threshold = threshold
         self.check_mode: Check = check
-        self.sample: bool | Literal['decisions'] = sample
+        self.sample: bool | Literal["decisions"] = sample
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self.on_error = on_error
         self.limits = limits or Limits()

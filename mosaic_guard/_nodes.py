@@ -2,6 +2,9 @@
 
 Routes into a tool node are recorded in the guard's channel; `plan` takes all that wait, so that the calls of a step are
 judged together whichever way they came; after `check` the recorded routes are taken, or `refuse` answers.
+
+The nodes read and write the guard's channel through their config: as input or return value it would show in
+`astream_events` and in traces.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from langgraph.config import get_stream_writer
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
-from mosaic_guard._channel import GUARD_CHANNEL, position
+from mosaic_guard._channel import GUARD_CHANNEL, position, read, write
 from mosaic_guard._decision import Call, Step
 from mosaic_guard._evidence import message_text
 from mosaic_guard._gate import refusal_message
@@ -29,7 +32,7 @@ from mosaic_guard._trace import TraceWriter
 from mosaic_guard._transcript import JudgedStep
 
 State = Mapping[str, Any]
-Update = dict[str, Any]
+Channel = Mapping[str, Any]
 
 NOT_RUN = "another call of the same step was refused and the run ends"
 
@@ -82,53 +85,51 @@ class GuardNodes:
     def __post_init__(self) -> None:
         self.tools = {name: tool for node in self.tool_nodes.values() for name, tool in node.tools_by_name.items()}
 
-    def plan(self, state: State, config: RunnableConfig) -> Update:
+    def plan(self, state: State, config: RunnableConfig) -> None:
         """Ask the guard for its plan of the waiting step."""
         waiting = self._begin(state, config)
         plan = self.guard.plan(waiting.step, waiting.history, key=waiting.key) if waiting.step.calls else Plan()
-        return self._planned(waiting, plan)
+        write(config, GUARD_CHANNEL, self._planned(waiting, plan))
 
-    async def aplan(self, state: State, config: RunnableConfig) -> Update:
+    async def aplan(self, state: State, config: RunnableConfig) -> None:
         """`plan` for event loops."""
         waiting = self._begin(state, config)
         plan = await self.guard.aplan(waiting.step, waiting.history, key=waiting.key) if waiting.step.calls else Plan()
-        return self._planned(waiting, plan)
+        write(config, GUARD_CHANNEL, self._planned(waiting, plan))
 
-    def check(self, state: State, config: RunnableConfig) -> Update:
+    def check(self, state: State, config: RunnableConfig) -> None:
         """Ask the guard for its decisions; issue clearances, log the step."""
         waiting, plan = self._resume(state, config)
         if not waiting.step.calls:
-            return self._passed(waiting)
+            write(config, GUARD_CHANNEL, self._passed(waiting))
+            return
         if plan is None:
             plan = self.guard.plan(waiting.step, waiting.history, key=waiting.key)
-        judgement = self.guard.check(
-            waiting.step, plan, waiting.history, key=waiting.key, number=waiting.number
-        )
-        return self._checked(state, config, waiting, judgement)
+        judgement = self.guard.check(waiting.step, plan, waiting.history, key=waiting.key, number=waiting.number)
+        write(config, GUARD_CHANNEL, self._checked(config, waiting, judgement))
 
-    async def acheck(self, state: State, config: RunnableConfig) -> Update:
+    async def acheck(self, state: State, config: RunnableConfig) -> None:
         """`check` for event loops."""
         waiting, plan = self._resume(state, config)
         if not waiting.step.calls:
-            return self._passed(waiting)
+            write(config, GUARD_CHANNEL, self._passed(waiting))
+            return
         if plan is None:
             plan = await self.guard.aplan(waiting.step, waiting.history, key=waiting.key)
-        judgement = await self.guard.acheck(
-            waiting.step, plan, waiting.history, key=waiting.key, number=waiting.number
-        )
-        return self._checked(state, config, waiting, judgement)
+        judgement = await self.guard.acheck(waiting.step, plan, waiting.history, key=waiting.key, number=waiting.number)
+        write(config, GUARD_CHANNEL, self._checked(config, waiting, judgement))
 
-    def after_check(self, state: State) -> list[str | Send]:
+    def after_check(self, state: State, config: RunnableConfig) -> list[str | Send]:
         """Where the step goes: its recorded routes if any call is cleared (or there is none), else `refuse`."""
-        channel = state[GUARD_CHANNEL]
+        channel = read(config, GUARD_CHANNEL, fresh=True)
         verdicts = [found["verdict"] for found in channel["clearances"]["verdicts"].values()]
         if verdicts and "act" not in verdicts:
             return [self.refuse_name]
         return [name if payload is None else Send(name, payload) for name, payload in channel["go"]]
 
-    def refuse(self, state: State) -> Update:
+    def refuse(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         """Answer every call of a refused step; where the run ends, say so."""
-        channel = state[GUARD_CHANNEL]
+        channel = read(config, GUARD_CHANNEL)
         verdicts = channel["clearances"]["verdicts"]
         answers: list[AnyMessage] = []
         for call in self._raw_calls(state, channel["go"]):
@@ -140,18 +141,18 @@ class GuardNodes:
 
     def _begin(self, state: State, config: RunnableConfig) -> _Waiting:
         grant_superstep(config)
-        return self._waiting(state, config, list(state[GUARD_CHANNEL].get("routes", ())))
+        return self._waiting(state, config, list(_channel(config).get("routes", ())))
 
     def _resume(self, state: State, config: RunnableConfig) -> tuple[_Waiting, Plan | None]:
         """The planned step, and its plan; no plan if the history was changed since."""
         grant_superstep(config)
-        opened = state[GUARD_CHANNEL].get("open") or {"routes": [], "digests": [], "at": None}
+        opened = _channel(config).get("open") or {"routes": [], "digests": [], "at": None}
         waiting = self._waiting(state, config, opened["routes"])
         same = opened["digests"] == waiting.digests and opened["at"] == position(state[self.messages_key])
         return waiting, Plan.from_dict(opened["plan"]) if same else None
 
     def _waiting(self, state: State, config: RunnableConfig, routes: list[list[Any]]) -> _Waiting:
-        channel = state[GUARD_CHANNEL]
+        channel = _channel(config)
         messages = state[self.messages_key]
         raw = self._raw_calls(state, routes)
         calls = tuple(_call(index, call) for index, call in enumerate(raw))
@@ -175,7 +176,7 @@ class GuardNodes:
             calls.extend(found)
         return calls
 
-    def _planned(self, waiting: _Waiting, plan: Plan) -> Update:
+    def _planned(self, waiting: _Waiting, plan: Plan) -> dict[str, Any]:
         if self.events and waiting.step.calls:
             calls = [call.to_dict() for call in waiting.step.calls]
             self._event(waiting, event="plan", think=plan.think, error=plan.error, calls=calls)
@@ -185,17 +186,21 @@ class GuardNodes:
             "at": position(waiting.step.messages),
             "plan": plan.to_dict(),
         }
-        update = {"routes-": len(waiting.routes), "open": opened, "trajectory": waiting.trajectory}
-        return {GUARD_CHANNEL: {**update, "bounced": None}}
+        return {
+            "routes-": len(waiting.routes),
+            "open": opened,
+            "trajectory": waiting.trajectory,
+            "bounced": None,
+        }
 
-    def _passed(self, waiting: _Waiting) -> Update:
+    def _passed(self, waiting: _Waiting) -> dict[str, Any]:
         """A route was taken without calls to judge: the tool node runs none."""
         empty = {"step": position(waiting.step.messages), "verdicts": {}}
-        return {GUARD_CHANNEL: {"go": waiting.routes, "clearances": empty, "ending": False}}
+        return {"go": waiting.routes, "clearances": empty, "ending": False}
 
-    def _checked(self, state: State, config: RunnableConfig, waiting: _Waiting, judgement: Judgement) -> Update:
+    def _checked(self, config: RunnableConfig, waiting: _Waiting, judgement: Judgement) -> dict[str, Any]:
         refused = [d for d in judgement.decisions if d.verdict != "act"]
-        refusals = _refusals_so_far(state[GUARD_CHANNEL], waiting.step.messages) + 1 if refused else 0
+        refusals = _refusals_so_far(_channel(config), waiting.step.messages) + 1 if refused else 0
         ending = bool(refused) and (self.on_refuse == "end" or refusals >= self.max_refusals)
         verdicts: dict[str, dict[str, str]] = {}
         for call, decision in zip(waiting.step.calls, judgement.decisions, strict=True):
@@ -204,39 +209,35 @@ class GuardNodes:
                 found = {"verdict": "refuse", "reason": NOT_RUN}
             if verdicts.get(call.digest, {}).get("verdict", "act") == "act":
                 verdicts[call.digest] = found
-        self._log(state, config, waiting, judgement)
+        self._log(config, waiting, judgement)
         if self.events:
             decisions = [d.to_dict() for d in judgement.decisions]
-            calls = [call.to_dict() for call in waiting.step.calls]
             self._event(
                 waiting,
                 event="decision",
                 think=judgement.think,
                 safety_thoughts=judgement.safety_thoughts,
-                calls=calls,
+                calls=[call.to_dict() for call in waiting.step.calls],
                 decisions=decisions,
                 seconds=judgement.seconds,
             )
         return {
-            GUARD_CHANNEL: {
-                "go": waiting.routes,
-                "clearances": {"step": position(waiting.step.messages), "verdicts": verdicts},
-                "ending": ending,
-                "refusals": refusals,
-                "humans": _humans(waiting.step.messages),
-                "history": _remember(waiting.history, judgement.judged),
-                "trajectory": waiting.trajectory,
-                "step": waiting.number + 1,
-                "logged": len(waiting.step.messages),
-            }
+            "go": waiting.routes,
+            "clearances": {"step": position(waiting.step.messages), "verdicts": verdicts},
+            "ending": ending,
+            "refusals": refusals,
+            "humans": _humans(waiting.step.messages),
+            "history": _remember(waiting.history, judgement.judged),
+            "trajectory": waiting.trajectory,
+            "step": waiting.number + 1,
+            "logged": len(waiting.step.messages),
         }
 
-    def _log(self, state: State, config: RunnableConfig, waiting: _Waiting, judgement: Judgement) -> None:
+    def _log(self, config: RunnableConfig, waiting: _Waiting, judgement: Judgement) -> None:
         if self.trace is None:
             return
-        channel = state[GUARD_CHANNEL]
         messages = waiting.step.messages
-        logged = channel.get("logged", 0) if waiting.number else 0
+        logged = _channel(config).get("logged", 0) if waiting.number else 0
         metadata = config.get("metadata") or {}
         judged = judgement.judged
         last = waiting.history[-1].segment if waiting.history else 0
@@ -268,6 +269,10 @@ class GuardNodes:
         return f"I stopped{often}: the guard refused what I was about to do. {'; '.join(reasons)[:600]}"
 
 
+def _channel(config: RunnableConfig) -> Channel:
+    return read(config, GUARD_CHANNEL) or {}
+
+
 def _call(index: int, call: Mapping[str, Any]) -> Call:
     return Call(index, call.get("id"), str(call.get("name")), call.get("args"))
 
@@ -276,7 +281,7 @@ def _humans(messages: Sequence[Any]) -> int:
     return sum(isinstance(m, HumanMessage) for m in messages)
 
 
-def _refusals_so_far(channel: Mapping[str, Any], messages: Sequence[Any]) -> int:
+def _refusals_so_far(channel: Channel, messages: Sequence[Any]) -> int:
     """Steps in a row with a refusal; new words of a human start the count again."""
     return int(channel.get("refusals", 0)) if channel.get("humans") == _humans(messages) else 0
 
@@ -292,5 +297,3 @@ def _remember(history: list[JudgedStep], judged: JudgedStep | None) -> list[dict
 def _task_of(messages: Sequence[Any]) -> str:
     first = next((message_text(m) for m in messages if isinstance(m, HumanMessage)), "")
     return hashlib.sha256(first.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-

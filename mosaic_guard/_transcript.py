@@ -18,7 +18,7 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import BaseTool
 
-from mosaic_guard._blocks import clip, one_line, quoted
+from mosaic_guard._blocks import Blocks, clip, one_line, quoted, write_blocks
 from mosaic_guard._decision import Call, Decision, Step, canonical_json
 from mosaic_guard._evidence import CallEvidence, is_refusal, message_text, sentences, words_of
 
@@ -180,7 +180,12 @@ def messages_digest(messages: Iterable[BaseMessage]) -> str:
     digest = hashlib.sha256()
     for message in messages:
         calls = getattr(message, "tool_calls", None) or []
-        said = [message.type, message.content, getattr(message, "tool_call_id", None), [[c["name"], c["args"]] for c in calls]]
+        said = [
+            message.type,
+            message.content,
+            getattr(message, "tool_call_id", None),
+            [[c["name"], c["args"]] for c in calls],
+        ]
         digest.update(canonical_json(said).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
@@ -212,7 +217,7 @@ def build_prompt(
         WindowError: If the newest step does not fit, even with everything before it folded.
     """
     end = 1 + max(i for i, m in enumerate(step.messages) if isinstance(m, AIMessage))
-    reserve = limits.plan + limits.safety + 8 * len(step.calls) + 64
+    reserve = limits.plan + limits.safety + count(_grammar(len(step.calls))) + 4 * _MARKS
     last = history[-1] if history else None
     grew = (
         last is not None
@@ -223,7 +228,7 @@ def build_prompt(
     if last is not None and grew:
         turns = tuple(turn for past in history if past.segment == last.segment for turn in past.turns)
         user = _step_text(step, step.messages[last.seen : end], count, limits.step)
-        used = sum(len(turn.ids) or count(turn.content) + 8 for turn in turns)
+        used = sum(len(turn.ids) or count(turn.content) + _MARKS for turn in turns)
         if used + count(user) + reserve <= window:
             return Prompt(turns, (("user", user),), step, last.segment, 0, limits, check)
     segment = last.segment + 1 if last is not None else 0
@@ -233,6 +238,15 @@ def build_prompt(
         if count(system) + count(user) + reserve <= window:
             return Prompt((), (("system", system), ("user", user)), step, segment, len(history), limits, check)
     raise WindowError(f"the step needs more than the guard model's window of {window} tokens")
+
+
+_MARKS = 12
+"""Most tokens that a chat template puts around a turn."""
+
+
+def _grammar(calls: int) -> str:
+    """What the grammar forces in the guard's turn."""
+    return write_blocks(Blocks("", "", ("refuse",) * calls))
 
 
 def summary_line(step: int, calls: Sequence[Call], decisions: Sequence[Decision]) -> str:
@@ -373,7 +387,9 @@ def _evidence_lines(known: CallEvidence, share: float) -> list[str]:
             lines.append(f"   from {where}: {arguments}{more}")
     room = max(int(200 * share), 30)
     if known.user_words and known.user_words.overlap > 0:
-        lines.append(f"   user's nearest words ({known.user_words.overlap:.0%}): {quoted(known.user_words.text[:room])}")
+        lines.append(
+            f"   user's nearest words ({known.user_words.overlap:.0%}): {quoted(known.user_words.text[:room])}"
+        )
     if known.untrusted and known.untrusted.overlap > 0:
         form = "an instruction" if known.untrusted.instruction else "not an instruction"
         lines.append(

@@ -65,7 +65,9 @@ class ScriptedGuardModel(GuardModel):
             pieces += [Piece("forced", verdict_line(index)), Piece(kind, f" {verdict}"), Piece("forced", "\n")]
         pieces.append(Piece("forced", DECISION_END))
         said = "".join(piece.text for piece in pieces)
-        return Checked(safety if opened else None, probabilities, (*planned.turns, Turn("assistant", tuple(pieces), said)))
+        return Checked(
+            safety if opened else None, probabilities, (*planned.turns, Turn("assistant", tuple(pieces), said))
+        )
 
 
 def _probability(answer: Answer) -> float:

@@ -1,0 +1,106 @@
+"""`python -m mosaic_guard`: a thin door; the work is done in `mosaic_guard_training`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mosaic_guard import Guard
+
+app = typer.Typer(
+    name="mosaic-guard",
+    help="Plan, check, then act or refuse: a guard for LangGraph and LangChain agents.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a guard, next to baselines that cost nothing.")
+app.add_typer(evaluate_app, name="evaluate")
+
+
+@app.callback()
+def _root() -> None:
+    """Plan, check, then act or refuse: a guard for LangGraph and LangChain agents."""
+
+
+@evaluate_app.command("agentdojo")
+def agentdojo(
+    suite: Annotated[list[str], typer.Option(help="AgentDojo suite: workspace, banking, travel or slack; repeatable.")],
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(help='"default", a directory that training wrote, or a baseline such as "lock-down"; repeatable.'),
+    ] = None,
+    agent: Annotated[
+        str, typer.Option(help='"gullible" (scripted, exact), or a chat model as provider:model.')
+    ] = "gullible",
+    attack: Annotated[
+        str, typer.Option(help="Name of an AgentDojo text attack, or a template with {goal} in it.")
+    ] = "important_instructions",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Number of (user task, injection task) pairs, a stratified sample.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides the sample and when the gullible agent gives in.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs per pair, with seeds seed, seed + 1, ….")] = 1,
+    sample: Annotated[bool, typer.Option("--sample", help="Let the guard draw its decisions instead.")] = False,
+    baselines: Annotated[bool, typer.Option(help="Run the baselines too; allow all always runs.")] = True,
+    output: Annotated[
+        Path | None, typer.Option(help="Where results go; one that holds results goes on. [runs/evaluate/SUITE-TIME]")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="Where traces go, one directory per guard.")] = None,
+) -> None:
+    """AgentDojo v1.1.2: attacks that reach their goal, legitimate calls refused, tasks completed, time per step."""
+    with _one_sentence():
+        from mosaic_guard_training.evaluation import Evaluation, Settings, save, summarise, table
+
+        settings = Settings(tuple(suite), agent, attack, limit, seed, repeats, sample)
+        where = output or Path("runs", "evaluate", f"{'-'.join(suite)}-{time.strftime('%Y%m%dT%H%M%S')}")
+        evaluation = Evaluation(settings, _guards(guard or ["default"], sample, seed, baselines), where)
+
+    from rich.console import Console
+
+    console = Console()
+    summaries = summarise(evaluation.run(traces=trace, progress=console.is_terminal))
+    save(summaries, settings, where)
+    console.print(table(summaries, settings))
+    console.print(f"saved in {where}", soft_wrap=True)
+
+
+def _guards(names: list[str], sample: bool, seed: int, baselines: bool) -> dict[str, Guard]:
+    """The guards by the name that the table shows: baselines first, then those asked for."""
+    from mosaic_guard import Guard
+    from mosaic_guard_training.evaluation import BASELINES, REFERENCE, baseline
+
+    wanted = [name.replace("-", " ") if name.replace("-", " ") in BASELINES else name for name in names]
+    first = list(BASELINES) if baselines else [REFERENCE]
+    found = {name: baseline(name) for name in dict.fromkeys(first + [n for n in wanted if n in BASELINES])}
+    for name in wanted:
+        if name not in found:
+            found[name] = Guard.load(name, sample=sample, seed=seed)
+    return found
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What a user can put right is said in one sentence, with exit code 2; anything else is a defect and is raised."""
+    from mosaic_guard._errors import ModelLoadError
+
+    try:
+        yield
+    except (ImportError, FileNotFoundError, NotADirectoryError, ValueError, ModelLoadError) as error:
+        typer.echo(f"mosaic-guard: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
