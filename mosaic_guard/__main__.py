@@ -50,7 +50,7 @@ def agentdojo(
     sample: Annotated[bool, typer.Option("--sample", help="Let the guard draw its decisions instead.")] = False,
     baselines: Annotated[bool, typer.Option(help="Run the baselines too; allow all always runs.")] = True,
     output: Annotated[
-        Path | None, typer.Option(help="Where results go; one that holds results goes on. [runs/evaluate/SUITE-TIME]")
+        Path | None, typer.Option(help="Where results go (runs/evaluate/SUITE-TIME); an unfinished one goes on.")
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="Where traces go, one directory per guard.")] = None,
 ) -> None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, ToolException
+from langgraph.cache.base import BaseCache
 from langgraph.prebuilt import ToolNode
-from langgraph.types import Command
+from langgraph.types import CachePolicy, Command
 
 from mosaic_guard._channel import GUARD_CHANNEL, Clearances, write
 from mosaic_guard._evidence import REFUSAL_MARK
@@ -27,6 +29,26 @@ _active: ContextVar[Clearances | None] = ContextVar("mosaic_guard_clearances", d
 
 CHANGED = "it is not the call that the guard cleared, its name or arguments were changed after the check"
 NOT_JUDGED = "it was not judged with the other calls of its step"
+
+
+@dataclass(frozen=True)
+class ResultCache:
+    """A tool node's cache policy and the graph's cache, for use inside the gate.
+
+    Attributes:
+        cache: The graph's cache.
+        policy: The tool node's cache policy.
+        name: The tool node's name.
+    """
+
+    cache: BaseCache[Any]
+    policy: CachePolicy[Any]
+    name: str
+
+    def key(self, input: Any) -> tuple[tuple[str, ...], str]:
+        """Where the results for an input are kept."""
+        own = self.policy.key_func(input)
+        return ("mosaic_guard", self.name), own if isinstance(own, str) else bytes(own).hex()
 
 
 class UnclearedCallError(ToolException):
@@ -67,10 +89,11 @@ def _verify(tool: BaseTool, tool_input: Any, call_id: str | None) -> None:
     raise UnclearedCallError(f"{tool.name} was refused by the guard: {CHANGED}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gated_class(cls: type[BaseTool]) -> type[BaseTool]:
     body = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    return cast("type[BaseTool]", type(cls)(cls.__name__, (_GatedTool, cls), body))
+    made: Any = type(cls)
+    return cast("type[BaseTool]", made(cls.__name__, (_GatedTool, cls), body))
 
 
 def gated_tool(tool: BaseTool, injected: frozenset[str]) -> BaseTool:
@@ -94,6 +117,7 @@ class _GatedToolNode:
 
     _mosaic_name: str
     _mosaic_plan: str
+    _mosaic_results: ResultCache | None
     _messages_key: str
 
     def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
@@ -101,14 +125,26 @@ class _GatedToolNode:
         if bounced is not None:
             return bounced
         with self._mosaic_active(config):
-            return super()._func(input, config, runtime)  # type: ignore[misc]
+            results = self._mosaic_cache_for(input)
+            if results is not None and (known := results.cache.get([results.key(input)])):
+                return next(iter(known.values()))
+            output = super()._func(input, config, runtime)  # type: ignore[misc]
+            if results is not None:
+                results.cache.set({results.key(input): (output, results.policy.ttl)})
+            return output
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         bounced = self._mosaic_unjudged(input, config)
         if bounced is not None:
             return bounced
         with self._mosaic_active(config):
-            return await super()._afunc(input, config, runtime)  # type: ignore[misc]
+            results = self._mosaic_cache_for(input)
+            if results is not None and (known := await results.cache.aget([results.key(input)])):
+                return next(iter(known.values()))
+            output = await super()._afunc(input, config, runtime)  # type: ignore[misc]
+            if results is not None:
+                await results.cache.aset({results.key(input): (output, results.policy.ttl)})
+            return output
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         if (refused := _refused(call)) is not None:
@@ -151,6 +187,13 @@ class _GatedToolNode:
         finally:
             _active.reset(token)
 
+    def _mosaic_cache_for(self, input: Any) -> ResultCache | None:
+        """The cache, if every call is cleared: a refusal is neither kept nor answered from it."""
+        if self._mosaic_results is None:
+            return None
+        calls, _ = self._parse_input(input)  # type: ignore[attr-defined]
+        return self._mosaic_results if all(map(_cleared, calls)) else None
+
     def _mosaic_unjudged(self, input: Any, config: RunnableConfig) -> Command[Any] | None:
         """The way back to `plan`, if calls of a step that was not judged at all have come here."""
         clearances = Clearances.of_task(config, self._messages_key)
@@ -180,18 +223,19 @@ def _refused(call: Mapping[str, Any]) -> ToolMessage | None:
     return None if found["verdict"] == "act" else refusal_message(call, found["reason"])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gated_node_class(cls: type[ToolNode]) -> type[ToolNode]:
     return cast("type[ToolNode]", type(cls.__name__, (_GatedToolNode, cls), {"__module__": cls.__module__}))
 
 
-def gated_tool_node(node: ToolNode, *, name: str, plan: str) -> ToolNode:
+def gated_tool_node(node: ToolNode, *, name: str, plan: str, results: ResultCache | None = None) -> ToolNode:
     """A copy of a tool node, still an instance of its class, with both gates.
 
     Args:
         node: The tool node.
         name: Its name in the graph.
         plan: Name of the plan node, which calls that were not judged are sent back to.
+        results: The node's own cache, which then sits inside the gate.
     """
     cls = _gated_node_class(type(node))
     gated: Any = cls.__new__(cls)
@@ -202,5 +246,5 @@ def gated_tool_node(node: ToolNode, *, name: str, plan: str) -> ToolNode:
     }
     # RunnableCallable holds the bound methods of the node that it was made as.
     gated.func, gated.afunc = gated._func, gated._afunc
-    gated._mosaic_name, gated._mosaic_plan = name, plan
+    gated._mosaic_name, gated._mosaic_plan, gated._mosaic_results = name, plan, results
     return cast(ToolNode, gated)

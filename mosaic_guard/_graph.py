@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from langchain_core.runnables import RunnableConfig
 from langgraph._internal._config import ensure_config
 from langgraph._internal._runnable import RunnableCallable
+from langgraph.cache.base import BaseCache
 from langgraph.channels.binop import BinaryOperatorAggregate
 from langgraph.constants import END, TAG_HIDDEN
 from langgraph.graph import StateGraph
@@ -24,7 +25,7 @@ from langgraph.types import Send
 
 from mosaic_guard._channel import GUARD_CHANNEL, merge, read, write
 from mosaic_guard._errors import UnguardableGraphError
-from mosaic_guard._gate import gated_tool_node
+from mosaic_guard._gate import ResultCache, gated_tool_node
 from mosaic_guard._guard import Guard
 from mosaic_guard._nodes import GuardNodes
 from mosaic_guard._recursion import UserSteps
@@ -38,11 +39,11 @@ class _GuardInput:
 class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
     """A compiled graph whose `recursion_limit` is counted in the user's own steps."""
 
-    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:  # type: ignore[override]
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """As the unguarded graph."""
         yield from super().stream(input, self._user_steps(config), **kwargs)
 
-    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """As the unguarded graph."""
         async for chunk in super().astream(input, self._user_steps(config), **kwargs):
             yield chunk
@@ -90,7 +91,7 @@ def guarded_graph(
         raise ValueError(f"max_refusals is at least 1, not {max_refusals!r}")
     builder = _builder(graph)
     found = _find_tool_nodes(builder, tool_nodes)
-    guarding = _Guarding(builder, found, prefix)
+    guarding = _Guarding(builder, found, prefix, graph.cache)
     guarding.insert(
         guard=guard if guard is not None else Guard.load("default"),
         on_refuse=on_refuse,
@@ -134,7 +135,7 @@ def _find_tool_nodes(builder: StateGraph[Any, Any, Any, Any], names: Sequence[st
             raise UnguardableGraphError(f"there is no node {name!r}: the graph's nodes are {known}")
         if not isinstance(builder.nodes[name].runnable, ToolNode):
             raise UnguardableGraphError(
-                f"node {name!r} is a {type(builder.nodes[name].runnable).__name__}, not a ToolNode: let a ToolNode run its tools"
+                f"node {name!r} is a {type(builder.nodes[name].runnable).__name__}, not a ToolNode: let one run its tools"
             )
     found = {
         name: spec.runnable
@@ -173,10 +174,15 @@ class _Guarding:
     """Rewrites a builder: every route into a tool node leads to `plan`, and `check` takes it up again."""
 
     def __init__(
-        self, builder: StateGraph[Any, Any, Any, Any], tool_nodes: Mapping[str, ToolNode], prefix: str
+        self,
+        builder: StateGraph[Any, Any, Any, Any],
+        tool_nodes: Mapping[str, ToolNode],
+        prefix: str,
+        cache: BaseCache[Any] | None,
     ) -> None:
         self.builder = builder
         self.tool_nodes = tool_nodes
+        self.cache = cache
         self.plan, self.check, self.refuse = (f"{prefix}{name}" for name in ("plan", "check", "refuse"))
         taken = [name for name in (self.plan, self.check, self.refuse) if name in builder.nodes]
         if taken:
@@ -188,7 +194,10 @@ class _Guarding:
         """Put the guard's channel, nodes and edges into the builder."""
         builder = self.builder
         self._refuse_joins()
-        gated = {name: gated_tool_node(node, name=name, plan=self.plan) for name, node in self.tool_nodes.items()}
+        gated = {
+            name: gated_tool_node(node, name=name, plan=self.plan, results=self._results(name))
+            for name, node in self.tool_nodes.items()
+        }
         key = next(iter(gated.values()))._messages_key
         nodes = GuardNodes(guard, gated, key, refuse_name=self.refuse, trace=trace, **options)
         builder.channels[GUARD_CHANNEL] = BinaryOperatorAggregate(dict, merge)
@@ -196,7 +205,7 @@ class _Guarding:
         exits = {name: self._take_exits(name) for name in gated}
         self._redirect_routes()
         for name, node in gated.items():
-            # A cached node would replay refusals and skip the gate.
+            # Outside the gate, a cache would replay refusals and results without a clearance.
             builder.nodes[name] = replace(builder.nodes[name], runnable=node, cache_policy=None)
         self._add_node(self.plan, nodes.plan, nodes.aplan)
         self._add_node(self.check, nodes.check, nodes.acheck)
@@ -208,6 +217,10 @@ class _Guarding:
             _GuardInput,
         )
         self._put_exits(exits)
+
+    def _results(self, name: str) -> ResultCache | None:
+        policy = self.builder.nodes[name].cache_policy
+        return ResultCache(self.cache, policy, name) if policy is not None and self.cache is not None else None
 
     def _refuse_joins(self) -> None:
         for starts, end in self.builder.waiting_edges:
@@ -227,7 +240,7 @@ class _Guarding:
     def _redirect_routes(self) -> None:
         """Every edge and branch into a tool node leads to `plan`; joins stay, for the gate sends their calls back."""
         builder = self.builder
-        for source, named in builder.branches.items():
+        for named in builder.branches.values():
             for name, branch in named.items():
                 named[name] = self._to_plan(branch)
         for source, target in sorted(builder.edges):
@@ -238,7 +251,7 @@ class _Guarding:
     def _to_plan(self, branch: BranchSpec) -> BranchSpec:
         """The branch, with its tool nodes recorded as routes and replaced by `plan`."""
         path, ends = branch.path, branch.ends
-        new_ends = None
+        new_ends: dict[Hashable, str] | None = None
         if ends is not None:
             new_ends = {end: end for end in ends.values() if end not in self.tool_nodes}
             if len(new_ends) < len(set(ends.values())):

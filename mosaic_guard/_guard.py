@@ -273,7 +273,7 @@ class _Checking:
         """The verdict of a call, and who chose it: the `Decide` that the model calls."""
         if index != len(self._decisions) or index >= len(self._step.calls):
             raise ValueError(f"the model decided call {index + 1} out of order")
-        if not (isinstance(p_refuse, (int, float)) and math.isfinite(p_refuse) and 0 <= p_refuse <= 1):
+        if not (math.isfinite(p_refuse) and 0 <= p_refuse <= 1):
             raise ValueError(f"the model's probability of refusal is {p_refuse!r}")
         verdict, source = self._choose(index, float(p_refuse))
         reason = self._reason(index, verdict) if source != "policy" else self._rules[index].reason  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ superstep, which keeps all three exact without touching langgraph's loop.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from langchain_core.runnables import RunnableConfig
 
@@ -27,7 +27,7 @@ class LastStep(int):
 
     _granted: set[int]
 
-    def __new__(cls, value: int) -> LastStep:
+    def __new__(cls, value: int) -> Self:
         last = super().__new__(cls, value)
         last._granted = set()
         return last

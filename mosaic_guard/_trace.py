@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mosaic_guard._decision import Decision, canonical_json
 from mosaic_guard._transcript import Piece
@@ -179,7 +179,7 @@ class TraceWriter:
                 # A record after close goes to a new file, never into one that a reader may hold complete.
                 self._headers.clear()
 
-    def __enter__(self) -> TraceWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.tools import BaseTool
 
 from mosaic_guard._blocks import Blocks, clip, one_line, quoted, write_blocks
-from mosaic_guard._decision import Call, Decision, Step, canonical_json
+from mosaic_guard._decision import Call, Decision, Step, Verdict, canonical_json
 from mosaic_guard._evidence import CallEvidence, is_refusal, message_text, sentences, words_of
 
 Role = Literal["system", "user", "assistant"]
@@ -246,7 +246,8 @@ _MARKS = 12
 
 def _grammar(calls: int) -> str:
     """What the grammar forces in the guard's turn."""
-    return write_blocks(Blocks("", "", ("refuse",) * calls))
+    verdicts: tuple[Verdict, ...] = ("refuse",)
+    return write_blocks(Blocks("", "", verdicts * calls))
 
 
 def summary_line(step: int, calls: Sequence[Call], decisions: Sequence[Decision]) -> str:

@@ -148,7 +148,7 @@ def test_commands_from_tools_work_as_before() -> None:
         hand_written(Scripted(script=[step, DONE]), ToolNode([look, *make_tools([], ["pay"])])),
         guard=Guard(ScriptedGuardModel(by_name(pay="refuse"))),
     ).invoke(ASK)
-    assert [m.content for m in answers(out["messages"])][0] == "by command"
+    assert answers(out["messages"])[0].content == "by command"
     assert_valid(out["messages"])
 
 
@@ -232,3 +232,28 @@ def test_the_same_step_reached_again_is_judged_again() -> None:
     guarded_graph(builder.compile(), guard=Guard(ScriptedGuardModel(decide))).invoke(ASK)
     assert len(log) == 2
     assert len(asked) == 2
+
+
+async def test_a_tool_nodes_cache_sits_inside_the_gate() -> None:
+    from langgraph.cache.memory import InMemoryCache
+    from langgraph.types import CachePolicy
+
+    for run_async in (False, True):
+        log: list[Any] = []
+        verdicts = iter(["act", "act", "refuse"])
+        builder = StateGraph(State)
+        builder.add_node("agent", lambda state: {"messages": [STEP.model_copy(deep=True)]})
+        builder.add_node(
+            "tools", ToolNode(make_tools(log)), cache_policy=CachePolicy(key_func=lambda state: "always the same")
+        )
+        builder.set_entry_point("agent")
+        builder.add_edge("agent", "tools")
+        graph = guarded_graph(
+            builder.compile(cache=InMemoryCache()), guard=Guard(ScriptedGuardModel(lambda s: next(verdicts)))
+        )
+        said = []
+        for _ in range(3):
+            out = await graph.ainvoke(ASK) if run_async else graph.invoke(ASK)
+            said.append(answers(out["messages"])[0].status)
+        assert log == [("look", "a")]
+        assert said == ["success", "success", "error"]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pytest
-from scripted_agents import Scripted, answers, assert_valid, by_name, calls, hand_written, make_tools, visible
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
@@ -15,6 +14,7 @@ from langgraph.graph import END, START, StateGraph, add_messages
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Command, Send
 from pydantic import BaseModel
+from scripted_agents import Scripted, answers, assert_valid, by_name, calls, hand_written, make_tools, visible
 
 from mosaic_guard import Guard, ScriptedGuardModel, UnguardableGraphError, guarded_graph
 
@@ -155,8 +155,7 @@ async def test_recursion_limit_counts_the_users_steps(kind: str, limit: int) -> 
                     out = await graph.ainvoke(ASK, config) if run_async else graph.invoke(ASK, config)
                     outcomes.append(len(out["messages"]))
                 except GraphRecursionError as error:
-                    assert f"Recursion limit of {limit}" in str(error)
-                    outcomes.append(None)
+                    outcomes.append(str(error))
             assert outcomes[0] == outcomes[1]
 
 
@@ -312,7 +311,7 @@ def test_the_given_graph_is_left_as_it_is() -> None:
     ("make", "says"),
     [
         (lambda: StateGraph(dict_state()), "not compiled"),
-        (lambda: object(), "builtins.object"),
+        (object, "builtins.object"),
         (lambda: Scripted(script=[DONE]), "compiled LangGraph"),
         (lambda: create_agent(Scripted(script=[DONE]), []), "no ToolNode found"),
         (lambda: guarded_graph(build("condition", [], [DONE]), guard=scripted_guard()), "guarded already"),

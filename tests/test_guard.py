@@ -138,7 +138,7 @@ def test_a_failing_guard_leaves_a_valid_thread() -> None:
     assert "crash" in answers(out["messages"])[0].text
 
 
-def ToolNode(log: list[Any]) -> Any:  # noqa: N802
+def ToolNode(log: list[Any]) -> Any:
     from langgraph.prebuilt import ToolNode as Node
 
     return Node(make_tools(log))

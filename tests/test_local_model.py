@@ -15,7 +15,7 @@ from scripted_agents import Scripted, assert_valid, calls, hand_written, make_to
 from tiny_model import tiny_model
 
 from mosaic_guard import Call, Guard, Limits, ModelLoadError, Step, TraceWriter, guarded_graph, read_traces
-from mosaic_guard._blocks import neutral, parse_blocks
+from mosaic_guard._blocks import parse_blocks
 from mosaic_guard.models.chat_format import ChatFormat
 from mosaic_guard.models.local import LocalGuardModel
 from mosaic_guard.models.prefix_cache import PrefixCache
@@ -134,9 +134,9 @@ def test_free_text_has_no_marks_and_one_line(tiny: Any) -> None:
     guard = Guard(local(tiny), sample=True, seed=5, check="always", limits=Limits(plan=40, safety=40))
     for judgement in judge_thread(guard, 3):
         for text in (judgement.think, judgement.safety_thoughts):
-            assert text and "\n" not in text
+            assert text
+            assert "\n" not in text
             assert not set(text) & set("<>")
-            assert neutral(text).replace("�", "") is not None
 
 
 def test_a_window_that_is_full_opens_a_new_segment_and_goes_on(tmp_path: Any) -> None:

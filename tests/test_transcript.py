@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from scripted_agents import calls, make_tools
 
 from mosaic_guard import Call, Guard, Limits, ScriptedGuardModel, Step
 from mosaic_guard._blocks import Blocks, GrammarError, clip, neutral, one_line, parse_blocks, quoted, write_blocks
-from mosaic_guard._transcript import JudgedStep, Limits as L
-from mosaic_guard._transcript import Piece, Turn, WindowError, build_prompt
+from mosaic_guard._transcript import JudgedStep, Piece, Turn, WindowError, build_prompt
+from mosaic_guard._transcript import Limits as L
 
 
 def count(text: str) -> int:
@@ -50,7 +51,7 @@ def drive(turns: int, result: str, window: int = 8192, limits: L | None = None) 
 
 def test_step_k_sees_a_prefix_of_step_k_plus_1() -> None:
     history, prompts = drive(8, "a result")
-    for before, after in zip(prompts, prompts[1:], strict=False):
+    for before, after in pairwise(prompts):
         assert after.turns[: len(before.turns)] == before.turns
     assert {judged.segment for judged in history} == {0}
 

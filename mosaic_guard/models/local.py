@@ -137,7 +137,7 @@ class LocalGuardModel(GuardModel):
             writer.force(SAFETY if prompt.check == "always" else DECISION)
             return prompt.check == "always"
         safety, decision = self._format.content(SAFETY), self._format.content(DECISION)
-        shared = len(os.path.commonprefix([safety, decision]))
+        shared = next(i for i, (a, b) in enumerate(zip(safety, decision, strict=False)) if a != b)
         if shared:
             writer.add("forced", self._text(safety[:shared]), safety[:shared])
         p_safety = writer.probability(safety[shared], decision[shared])

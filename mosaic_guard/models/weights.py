@@ -88,14 +88,14 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         # The GGUF reader and the shard writer have bars that no setting turns off.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _wheel_file() -> Path | None:
