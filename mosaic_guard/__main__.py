@@ -71,6 +71,29 @@ def agentdojo(
     console.print(f"saved in {where}", soft_wrap=True)
 
 
+@app.command("bench")
+def bench_command(
+    repeats: Annotated[int, typer.Option(min=1, help="Threads judged with and without the prefix cache.")] = 3,
+) -> None:
+    """Time per step as a thread grows, on the default model: with the prefix cache, next to the same model without."""
+    with _one_sentence():
+        from mosaic_guard_training.evaluation.bench import FIRST, LAST, bench
+
+        found = bench(repeats)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=f"Seconds per step (medians of {repeats}), steps of equal size", title_justify="left")
+    for header in ("", f"step {FIRST}", "step 10", f"step {LAST}", f"step {LAST} / step {FIRST}"):
+        drawn.add_column(header, justify="left" if not header else "right")
+    for name, times in found.items():
+        drawn.add_row(name, *(f"{times.median(step):.2f}" for step in (FIRST, 10, LAST)), f"{times.ratio:.2f}")
+    cached, plain = found["prefix cache"], found["no cache"]
+    drawn.caption = f"at step {LAST} the cache is {plain.median(LAST) / cached.median(LAST):.1f} times as fast"
+    Console().print(drawn)
+
+
 def _guards(names: list[str], sample: bool, seed: int, baselines: bool) -> dict[str, Guard]:
     """The guards by the name that the table shows: baselines first, then those asked for."""
     from mosaic_guard import Guard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,6 +113,7 @@ def run_task(
     trace: TraceWriter | None = None,
     trajectory: str | None = None,
     max_refusals: int = RECURSION_LIMIT,
+    on_event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> TaskResult:
     """Run a scenario once and grade it.
 
@@ -127,6 +128,7 @@ def run_task(
         trajectory: Names the run in the trace; by default a fresh id.
         max_refusals: Consecutive refused steps after which the run ends. By default practically unlimited, so that
             every call of the gullible agent, which never gives up, is judged.
+        on_event: Gets each plan and each decision as it is made: the guard's events of the `custom` stream.
     """
     toolbox = Toolbox(scenario.suite, scenario.environment())
     model = agent if agent is not None else GullibleChatModel(scenario=scenario)
@@ -137,8 +139,9 @@ def run_task(
         guard=guard,
         trace=log,
         max_refusals=max_refusals,
+        events=on_event is not None,
     )
-    messages = _play(graph, scenario, trajectory)
+    messages = _play(graph, scenario, trajectory, on_event)
     answer = _answer(messages)
     completed = grade_utility(scenario, answer, toolbox.environment, toolbox.executed)
     reached = grade_security(scenario, answer, toolbox.environment, toolbox.executed)
@@ -167,7 +170,9 @@ def outcome_of(result: TaskResult) -> Outcome:
     return Outcome(bool(result.goal_reached), result.completed, harmful, "grader:agentdojo", details)
 
 
-def _play(graph: Any, scenario: Scenario, trajectory: str) -> list[BaseMessage]:
+def _play(
+    graph: Any, scenario: Scenario, trajectory: str, on_event: Callable[[Mapping[str, Any]], None] | None
+) -> list[BaseMessage]:
     """The history of one run, as far as it came."""
     config = {
         "recursion_limit": RECURSION_LIMIT,
@@ -175,10 +180,15 @@ def _play(graph: Any, scenario: Scenario, trajectory: str) -> list[BaseMessage]:
     }
     state: Mapping[str, Any] = {"messages": []}
     with contextlib.suppress(GraphRecursionError):
-        for state in graph.stream(  # noqa: B007  (the last state counts)
-            {"messages": [{"role": "user", "content": scenario.user_task.PROMPT}]}, config, stream_mode="values"
+        for mode, chunk in graph.stream(
+            {"messages": [{"role": "user", "content": scenario.user_task.PROMPT}]},
+            config,
+            stream_mode=["values", "custom"],
         ):
-            pass
+            if mode == "values":
+                state = chunk
+            elif on_event is not None:
+                on_event(chunk)
     return list(state["messages"])
 
 

@@ -32,7 +32,7 @@ class LocalGuardModel(GuardModel):
         adapter: Directory of a PEFT adapter for it. It is kept apart from the weights: a bfloat16 sum would round small
             changes away.
         device: Default CUDA where there is one, else the CPU.
-        dtype: A torch dtype; default bfloat16.
+        dtype: A torch dtype. Default: bfloat16, but float32 for a small model on a CPU without fast bfloat16.
         cache_tokens: Most tokens whose attention states are kept; 0 keeps none.
 
     Raises:
@@ -254,6 +254,10 @@ class _Writer:
         owner = self._owner
         if self._states is None and owner._cache is not None:
             self._seen, self._states = owner._cache.take(self._ids)
+        if self._states is None:
+            from mosaic_guard.models.local_states import growing_states
+
+            self._states = growing_states(owner._model)
         if len(self._ids) > owner.window:
             raise ValueError(f"the transcript has {len(self._ids)} tokens, more than the window of {owner.window}")
         device = owner._model.device

@@ -1,0 +1,116 @@
+"""The manifest of a trained guard: what `Guard.load` needs, and what it takes to make the guard again."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mosaic_guard._trace import Trajectory
+    from mosaic_guard_training.model import Start
+    from mosaic_guard_training.settings import TrainSettings
+
+MANIFEST_VERSION = 1
+LIBRARIES = ("mosaic-guard", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+def manifest(
+    *,
+    start: Start,
+    settings: TrainSettings,
+    data: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    guard_options: Mapping[str, Any],
+    dtype: str,
+) -> dict[str, Any]:
+    """The manifest as JSON.
+
+    Args:
+        start: Base model and parent adapter.
+        settings: The settings of the run.
+        data: Digest and size of the traces.
+        metrics: What came of it.
+        guard_options: Options of `Guard` that the guard is for.
+        dtype: Precision of the base model in training.
+    """
+    return {
+        "version": MANIFEST_VERSION,
+        "base_model": start.base_model,
+        "adapter": "adapter",
+        "parent_adapter": start.adapter_digest,
+        "guard_options": dict(guard_options),
+        "method": "dpo",
+        "data": dict(data),
+        "settings": {**settings.to_dict(), "dtype": dtype},
+        "metrics": dict(metrics),
+        "git_revision": git_revision(Path(__file__).parent),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+    }
+
+
+def metrics_of(losses: Sequence[Mapping[str, Any]], counts: Mapping[str, int], tokens: int) -> dict[str, Any]:
+    """What came of a run, from the lines of its loss file (at least one).
+
+    Args:
+        losses: One line per optimizer step.
+        counts: Pairs trained on, by kind.
+        tokens: Tokens read in one epoch.
+
+    Returns:
+        `loss_last` and `reward_accuracy` are means over the last tenth of the steps.
+    """
+    tail = losses[-max(1, len(losses) // 10) :]
+
+    def mean(key: str) -> float:
+        return round(sum(float(line[key]) for line in tail) / len(tail), 6)
+
+    return {
+        "steps": losses[-1]["step"],
+        "epochs": losses[-1]["epoch"],
+        "pairs": dict(counts),
+        "loss_first": round(losses[0]["loss"], 6),
+        "loss_last": mean("loss"),
+        "reward_accuracy": mean("reward_accuracy"),
+        "reward_margin": mean("reward_margin"),
+        "tokens": round(tokens * losses[-1]["epoch"]),
+        "seconds": losses[-1]["seconds"],
+    }
+
+
+def guard_options(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Options that the trained guard should run with: how it checks, if all traces agree and it is not the default."""
+    checks = {trajectory.guard.get("check", "adaptive") for trajectory in trajectories}
+    only = next(iter(checks)) if len(checks) == 1 else "adaptive"
+    return {} if only == "adaptive" else {"check": only}
+
+
+def git_revision(directory: Path) -> str | None:
+    """The commit of the checkout that a directory belongs to, with `-dirty` if tracked files differ from it.
+
+    None where there is no git, or the directory is not tracked: an installed package inside somebody else's repository.
+    """
+    try:
+        if not _git(directory, "ls-files", "."):
+            return None
+        dirty = "-dirty" if _git(directory, "status", "--porcelain", "--untracked-files=no") else ""
+        return _git(directory, "rev-parse", "HEAD") + dirty
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(directory), *arguments], capture_output=True, text=True, check=True, timeout=20
+    )
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

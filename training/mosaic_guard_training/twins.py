@@ -1,0 +1,130 @@
+"""Hindsight twins: a logged trajectory, and the same one had the guard refused at one step.
+
+A twin is a rewrite of `pieces`: the same tokens up to the verdict word of a call, that word as ` refuse` with kind
+`target`, and the rest of the guard's turn as it was. It ends after that turn, because nobody knows what the agent would
+have done next. Its original is cut at the same place: beyond it the two cannot be compared, and log-probabilities of
+hundreds of later tokens would drown those of the decision.
+
+Both copies keep only the changed words in the comparison. Everything before them is shared, so it cancels in the
+difference that DPO trains on; the verdicts after them were sampled in another context than the twin's, so both sides
+mark them `forced`. A word that a policy or threshold chose stays `overridden` in the original and has no loss there:
+such a pair trains only the twin's word, a hindsight target.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mosaic_guard._trace import StepRecord, Trajectory
+    from mosaic_guard._transcript import Piece
+
+Segments = tuple[tuple["Piece", ...], ...]
+"""The pieces of each segment, in order."""
+
+REFUSE = " refuse"
+"""The verdict word that a twin writes, with its leading space."""
+
+_VERDICT_LINE = re.compile(r"(?:^|\n)(\d+):$")
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A trajectory up to one step, as it was and had the guard refused there.
+
+    Attributes:
+        as_was: What was logged, cut after the step.
+        refused: The same with the changed verdict words.
+    """
+
+    as_was: Segments
+    refused: Segments
+
+
+def segments(steps: Sequence[StepRecord]) -> Segments:
+    """The pieces of some steps, one tuple per segment; a segment without tokens is left out."""
+    found: dict[int, list[Piece]] = {}
+    for step in steps:
+        found.setdefault(step.segment, []).extend(piece for piece in step.pieces if piece.ids)
+    return tuple(tuple(pieces) for _, pieces in sorted(found.items()) if pieces)
+
+
+def verdict_words(step: StepRecord) -> dict[int, slice]:
+    """Where the verdict words of a step stand: call index to a slice of `step.pieces`.
+
+    A word is one piece or, where the tokenizer splits it, the piece that decides and a `forced` one with the rest.
+    Empty where no model with tokens judged the step: a policy settled it, or the guard failed.
+    """
+    found: dict[int, slice] = {}
+    for at, piece in enumerate(step.pieces[1:], 1):
+        line = step.pieces[at - 1]
+        match = _VERDICT_LINE.search(line.text) if line.kind == "forced" else None
+        if match and piece.ids and piece.kind in ("sampled", "overridden", "target"):
+            end = at + 1
+            while end < len(step.pieces) and not step.pieces[end].text.startswith("\n"):
+                end += 1
+            found[int(match[1]) - 1] = slice(at, end)
+    return found
+
+
+def refusal_twin(trajectory: Trajectory, at: int, calls: Collection[int], refuse_ids: Sequence[int]) -> Twin | None:
+    """The twin that refuses some calls of one step.
+
+    Args:
+        trajectory: What was logged.
+        at: Index of the step in `trajectory.steps`.
+        calls: Indices of the calls to refuse.
+        refuse_ids: Token ids of ` refuse` in the guard model's tokenizer.
+
+    Returns:
+        None if the log does not hold the tokens of one of these verdicts.
+    """
+    step = trajectory.steps[at]
+    words = verdict_words(step)
+    if not calls or not set(calls) <= set(words):
+        return None
+    starts = {words[call].start for call in calls}
+    inside = {i for call in calls for i in range(words[call].start, words[call].stop)}
+    was: list[Piece] = []
+    twin: list[Piece] = []
+    for i, piece in enumerate(step.pieces):
+        if i in inside:
+            was.append(piece)
+            twin += _refusal(piece, refuse_ids) if i in starts else []
+            continue
+        if i > min(starts) and piece.kind in ("sampled", "target"):
+            piece = replace(piece, kind="forced", logprobs=())
+        was.append(piece)
+        twin.append(piece)
+    earlier = trajectory.steps[:at]
+    return Twin(segments([*earlier, replace(step, pieces=was)]), segments([*earlier, replace(step, pieces=twin)]))
+
+
+def _refusal(word: Piece, refuse_ids: Sequence[int]) -> list[Piece]:
+    """The word that a twin writes: its first token is the target, what the tokenizer adds to it follows from it."""
+    first = replace(word, kind="target", text=REFUSE, ids=tuple(refuse_ids[:1]), logprobs=())
+    rest = replace(first, kind="forced", text="", ids=tuple(refuse_ids[1:]))
+    return [first, rest] if rest.ids else [first]
+
+
+def word_ids(trajectories: Sequence[Trajectory], text: str) -> tuple[int, ...] | None:
+    """Token ids of a verdict word, read from any step that wrote it; None if none did.
+
+    Args:
+        trajectories: Logged by guards of one base model.
+        text: The word with its leading space.
+    """
+    for trajectory in trajectories:
+        for step in trajectory.steps:
+            for word in verdict_words(step).values():
+                if "".join(piece.text for piece in step.pieces[word]) == text:
+                    return tuple(i for piece in step.pieces[word] for i in piece.ids)
+    return None
+
+
+def verdict_of(step: StepRecord) -> Mapping[int, str]:
+    """The verdict on each call of a step, by call index."""
+    return {decision.call: decision.verdict for decision in step.decisions}
