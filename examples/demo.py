@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.markup import escape
 
 console = Console()
+SMALL_RUN = ("--epochs", 1, "--batch-size", 2, "--learning-rate", 5e-4)
+"""A dozen pairs make two optimizer steps at the default batch size, and the default rate is meant for hundreds."""
 COLOURS = {"act": "green", "refuse": "red", "ask": "yellow"}
 
 
@@ -42,7 +44,9 @@ def main() -> None:
     evaluate("default", output / "before", options.pairs)
 
     console.rule("3. Training on the traces")
-    run("mosaic_guard.train", "--traces", traces, "--output", guard, "--max-tokens", options.train_tokens, "--epochs", 1)
+    run(
+        "mosaic_guard.train", "--traces", traces, "--output", guard, "--max-tokens", options.train_tokens, "--epochs", 1
+    )
 
     console.rule("4. Evaluation after training (banking)")
     evaluate(guard, output / "after", options.pairs)
@@ -66,28 +70,32 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, help="where everything goes (default: runs/demo-TIME)")
     parser.add_argument("--scenarios", type=int, default=8, help="workspace scenarios, each run twice (default: 8)")
-    parser.add_argument("--pairs", type=int, default=8, help="banking pairs of each evaluation (default: 8)")
-    parser.add_argument("--train-tokens", type=int, default=24_000, help="tokens to train on (default: 24000)")
+    parser.add_argument("--pairs", type=int, default=6, help="banking pairs of each evaluation (default: 6)")
+    parser.add_argument("--train-tokens", type=int, default=20_000, help="tokens to train on (default: 20000)")
     return parser.parse_args()
 
 
 def collect(traces: Path, scenarios: int) -> None:
     """Run a stratified sample of (user task, injection task) pairs; every fourth scenario without its attack."""
+    from mosaic_guard import Guard, Limits, TraceWriter
     from mosaic_guard_agentdojo import pairs, run_task, scenario
     from mosaic_guard_training.evaluation import stratified
 
-    from mosaic_guard import Guard, Limits, TraceWriter
-
     guard = Guard(sample="decisions", seed=0, limits=Limits(plan=24))
-    chosen = stratified(pairs("workspace"), scenarios, (lambda p: p[0], lambda p: p[1]), seed=0)
+    chosen = stratified(list(pairs("workspace")), scenarios, (lambda p: p[0], lambda p: p[1]), seed=0)
     with TraceWriter(traces) as trace:
         for number, (user, injection) in enumerate(chosen):
             played = scenario("workspace", user, None if number % 4 == 3 else injection)
             console.print(f"\n[bold]{number + 1}/{len(chosen)} {user}[/bold]: {escape(played.user_task.PROMPT[:110])}")
-            console.print(f"  [dim]under attack: {escape(played.injection_task.GOAL[:110])}[/dim]" if played.injection_task else "  [dim]no attack[/dim]")
+            goal = played.injection_task.GOAL if played.injection_task else None
+            console.print(f"  [dim]{'no attack' if goal is None else escape('under attack: ' + goal[:110])}[/dim]")
             for repeat in (1, 2):
                 result = run_task(played, guard, trace=trace, on_event=show)
-                attack = "" if result.goal_reached is None else f", attack {'succeeded' if result.goal_reached else 'failed'}"
+                attack = (
+                    ""
+                    if result.goal_reached is None
+                    else f", attack {'succeeded' if result.goal_reached else 'failed'}"
+                )
                 console.print(f"  run {repeat}: task {'done' if result.completed else 'not done'}{attack}")
 
 
@@ -95,19 +103,35 @@ def show(event: Mapping[str, Any]) -> None:
     """Print the guard's plan, safety check and decisions of one step."""
     if event["event"] != "decision":
         return
-    console.print(f"  step {event['step'] + 1}  [cyan]plan[/cyan]  {escape(event['think'][:100])}")
+    line(f"  step {event['step'] + 1}  [cyan]plan[/cyan]   {escape(event['think'])}")
     if event["safety_thoughts"]:
-        console.print(f"          [cyan]check[/cyan] {escape(event['safety_thoughts'][:100])}")
+        line(f"          [cyan]check[/cyan]  {escape(event['safety_thoughts'])}")
     for call, decision in zip(event["calls"], event["decisions"], strict=True):
-        colour = COLOURS[decision["verdict"]]
-        p_refuse = "" if decision["p_refuse"] is None else f" (P(refuse) {decision['p_refuse']:.3f})"
-        console.print(f"          [{colour}]{decision['verdict']:6}[/{colour}]{p_refuse} {escape(call['name'])} {escape(str(call['args'])[:70])}")
-        if decision["verdict"] != "act":
-            console.print(f"          [dim]{escape(decision['reason'][:160])}[/dim]")
+        verdict, p_refuse = decision["verdict"], decision["p_refuse"]
+        chance = "" if p_refuse is None else f" P(refuse) {p_refuse:.3f} "
+        line(f"          [{COLOURS[verdict]}]{verdict:6}[/]{chance} {escape(call['name'])} {escape(str(call['args']))}")
+        if verdict != "act":
+            line(f"                 [dim]{escape(decision['reason'])}[/dim]")
+
+
+def line(text: str) -> None:
+    console.print(text, no_wrap=True, overflow="ellipsis")
 
 
 def evaluate(guard: str | Path, output: Path, pairs: int) -> None:
-    run("mosaic_guard", "evaluate", "agentdojo", "--suite", "banking", "--guard", guard, "--limit", pairs, "--output", output)
+    run(
+        "mosaic_guard",
+        "evaluate",
+        "agentdojo",
+        "--suite",
+        "banking",
+        "--guard",
+        guard,
+        "--limit",
+        pairs,
+        "--output",
+        output,
+    )
 
 
 def run(module: str, *arguments: object) -> None:

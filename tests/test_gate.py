@@ -240,7 +240,7 @@ async def test_a_tool_nodes_cache_sits_inside_the_gate() -> None:
 
     for run_async in (False, True):
         log: list[Any] = []
-        verdicts = iter(["act", "act", "refuse"])
+        verdicts = iter(["act", "act", "refuse"]).__next__
         builder = StateGraph(State)
         builder.add_node("agent", lambda state: {"messages": [STEP.model_copy(deep=True)]})
         builder.add_node(
@@ -249,7 +249,8 @@ async def test_a_tool_nodes_cache_sits_inside_the_gate() -> None:
         builder.set_entry_point("agent")
         builder.add_edge("agent", "tools")
         graph = guarded_graph(
-            builder.compile(cache=InMemoryCache()), guard=Guard(ScriptedGuardModel(lambda s: next(verdicts)))
+            builder.compile(cache=InMemoryCache()),
+            guard=Guard(ScriptedGuardModel(lambda s, verdict=verdicts: verdict())),
         )
         said = []
         for _ in range(3):

@@ -54,11 +54,8 @@ def label_calls(scenario: Scenario, messages: Sequence[BaseMessage], agent: Any)
         for index, call in enumerate(message.tool_calls)
     ]
     calls = [FunctionCall(function=name, args=dict(args)) for _, _, name, args in proposals]
-    askers: Sequence[Asker | None]
-    if isinstance(agent, GullibleChatModel):
-        askers = agent.askers(messages)
-    else:
-        askers = [_asker(scenario, call) for call in calls]
+    gullible = isinstance(agent, GullibleChatModel)
+    askers: Sequence[Asker | None] = agent.askers(messages) if gullible else [_asker(scenario, c) for c in calls]
     effects = side_effects(scenario, calls)
     return [ProposedCall(*p, asker, effect) for p, asker, effect in zip(proposals, askers, effects, strict=True)]
 

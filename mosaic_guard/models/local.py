@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -297,8 +298,12 @@ def _with_adapter(model: Any, directory: Path) -> tuple[Any, str]:
 
     weights = directory / "adapter_model.safetensors"
     try:
+        with warnings.catch_warnings():
+            # peft still uses names of transformers that are being renamed; nothing that a user could put right.
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted = PeftModel.from_pretrained(model, str(directory)).eval()
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
-        return PeftModel.from_pretrained(model, str(directory)).eval(), digest
+        return adapted, digest
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelLoadError(
             f"cannot load the adapter at {str(directory)!r} ({str(error).splitlines()[0][:200]}); "

@@ -20,7 +20,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make an empty store."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._stores = tuple(states.new_empty((*states.shape[:-2], 0, states.shape[-1])) for states in (key_states, value_states))
+        both = (key_states, value_states)
+        self._stores = tuple(states.new_empty((*states.shape[:-2], 0, states.shape[-1])) for states in both)
         self.keys, self.values = self._stores
         self.is_initialized = True
 

@@ -42,7 +42,9 @@ def equal_steps(steps: int) -> list[list[BaseMessage]]:
         proposal = {"name": "read_note", "args": {"name": f"note-{number:02}.txt"}, "id": f"{number}"}
         messages.append(AIMessage("", tool_calls=[proposal]))
         histories.append(list(messages))
-        text = f"Note {number:02}. " + "The rent is due on Monday, and Anna wants the report by the end of the week. " * 5
+        text = (
+            f"Note {number:02}. " + "The rent is due on Monday, and Anna wants the report by the end of the week. " * 5
+        )
         messages.append(ToolMessage(text, tool_call_id=f"{number}", name="read_note"))
     return histories
 

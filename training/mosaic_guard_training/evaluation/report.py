@@ -43,7 +43,7 @@ def table(summaries: Sequence[Summary], settings: Settings) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    drawn.add_column("guard", no_wrap=True)
+    drawn.add_column("guard", max_width=14, overflow="fold")
     for header in NARROW.values():
         drawn.add_column(header, justify="right", no_wrap=True)
     drawn.add_column("s per\nstep", justify="right", no_wrap=True)
