@@ -9,12 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
 from mosaic_guard._decision import call_digest
+from mosaic_guard._transcript import messages_digest
 
 GUARD_CHANNEL = "__mosaic_guard__"
+ROUTES_CHANNEL = "__mosaic_guard_routes__"
+"""Routes into tool nodes, for the superstep after they were taken: as short-lived as langgraph's own triggers. What drops
+those (new input, an edited state) drops the routes with them."""
+HIDDEN_CHANNELS = frozenset({GUARD_CHANNEL, ROUTES_CHANNEL})
 READ = "__pregel_read"
 """Where langgraph puts a task's state reader into its config; its own ToolNode reads the state by it."""
 SEND = "__pregel_send"
@@ -22,19 +27,8 @@ SEND = "__pregel_send"
 
 
 def merge(current: dict[str, Any] | None, update: dict[str, Any] | None) -> dict[str, Any]:
-    """Reducer of the channel: keys overwrite, `routes+` appends to `routes`, `routes-` drops that many from its front.
-
-    Two branches of one superstep may both add routes while `plan` takes the earlier ones, so these are increments.
-    """
-    value = {**(current or {})}
-    for key, item in (update or {}).items():
-        if key == "routes+":
-            value["routes"] = [*value.get("routes", ()), *item]
-        elif key == "routes-":
-            value["routes"] = list(value.get("routes", ()))[item:]
-        else:
-            value[key] = item
-    return value
+    """Reducer of the guard's channel: keys overwrite."""
+    return {**(current or {}), **(update or {})}
 
 
 def read(config: RunnableConfig, key: str, *, fresh: bool = False) -> Any:
@@ -56,13 +50,23 @@ def write(config: RunnableConfig, channel: str, update: Any) -> None:
     config["configurable"][SEND]([(channel, update)])
 
 
-def position(messages: Sequence[BaseMessage]) -> str:
-    """Names a step by where it stands in the history: number of messages, index and id of the proposing AI message.
+def proposing(messages: Sequence[BaseMessage]) -> int:
+    """Index of the last AI message that proposes tool calls; -1 if there is none."""
+    return next(
+        (i for i in range(len(messages) - 1, -1, -1) if isinstance(messages[i], AIMessage) and messages[i].tool_calls), -1
+    )
 
-    Call ids and even message ids repeat in the wild; a place in the history does not, within a thread.
+
+def position(messages: Sequence[BaseMessage]) -> str:
+    """Names a step by its place in the history: all that was said up to the message that proposes its calls, and how many
+    tool results came after it.
+
+    Call ids and even message ids repeat in the wild. Other messages that come later (a parallel branch's) do not matter.
     """
-    index = next((i for i in range(len(messages) - 1, -1, -1) if isinstance(messages[i], AIMessage)), -1)
-    return f"{len(messages)}:{index}:{messages[index].id if index >= 0 else None}"
+    index = proposing(messages)
+    answered = sum(isinstance(message, ToolMessage) for message in messages[index + 1 :])
+    last = messages[index].id if index >= 0 else None
+    return f"{messages_digest(messages[: index + 1])}:{last}:{answered}"
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,26 @@ class Clearances:
     verdicts: Mapping[str, Mapping[str, str]]
 
     @classmethod
-    def of_task(cls, config: RunnableConfig, messages_key: str) -> Clearances:
-        """Those that hold for the running task: none, if the history is not where it was when they were issued."""
+    def of_task(cls, config: RunnableConfig, messages_key: str, node: str) -> Clearances:
+        """Those that hold for the running task.
+
+        None hold if the history is not where it was when they were issued, or if they were issued for other tool nodes.
+
+        Args:
+            config: The task's config.
+            messages_key: State key of the messages.
+            node: Name of the tool node.
+        """
         here = position(read(config, messages_key) or ())
         issued = (read(config, GUARD_CHANNEL) or {}).get("clearances") or {}
-        return cls(here, issued.get("verdicts", {}) if issued.get("step") == here else {})
+        holds = issued.get("step") == here and node in issued.get("nodes", ())
+        return cls(here, issued["verdicts"] if holds else {})
 
     def verdict(self, call: Mapping[str, Any]) -> Mapping[str, str] | None:
         """`{"verdict", "reason"}` of a tool call; None where it was not judged."""
-        return self.verdicts.get(call_digest(call.get("id"), str(call.get("name")), call.get("args")))
+        return self.verdicts.get(digest_of(call))
+
+
+def digest_of(call: Mapping[str, Any]) -> str:
+    """The digest of a tool call as LangChain writes it."""
+    return call_digest(call.get("id"), str(call.get("name")), call.get("args"))

@@ -93,8 +93,14 @@ def message_text(message: BaseMessage) -> str:
     content = message.content
     if isinstance(content, str):
         return content
-    parts = [part if isinstance(part, str) else str(part.get("text", "")) for part in content]
+    # Attached documents have texts too; nobody said those.
+    parts = [p if isinstance(p, str) else str(p.get("text", "")) if p.get("type") == "text" else "" for p in content]
     return "\n".join(part for part in parts if part)
+
+
+def is_human(message: BaseMessage) -> bool:
+    """Whether a message is a human's own words: LangChain's summaries are human messages that a model wrote."""
+    return isinstance(message, HumanMessage) and message.additional_kwargs.get("lc_source") != "summarization"
 
 
 def is_refusal(message: BaseMessage) -> bool:
@@ -118,7 +124,7 @@ def gather_evidence(messages: Sequence[BaseMessage], calls: Sequence[Call]) -> t
 def _evidence(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> CallEvidence:
     origins = tuple(_origin(path, value, before, proposing) for path, value in leaves(call.args) if _telling(value))
     words = words_of(call.name.replace("_", " ")) | frozenset().union(*(words_of(v) for _, v in leaves(call.args)))
-    user = _nearest(words, [(None, message_text(m)) for m in before if isinstance(m, HumanMessage)], False)
+    user = _nearest(words, [(None, message_text(m)) for m in before if is_human(m)], False)
     results = [
         (m.name or "a tool", message_text(m)) for m in before if isinstance(m, ToolMessage) and not is_refusal(m)
     ]
@@ -154,14 +160,13 @@ def _origin(path: str, value: str, before: Sequence[BaseMessage], proposing: Seq
         if is_refusal(message):
             continue
         if _holds(_folded(message_text(message)), wanted) or _proposed(message, value):
-            if isinstance(message, HumanMessage):
+            if is_human(message):
                 return Origin(path, value, "user")
             if isinstance(message, ToolMessage):
                 return Origin(path, value, "result", message.name or "a tool")
             if isinstance(message, SystemMessage):
                 return Origin(path, value, "operator")
-            if isinstance(message, AIMessage):
-                return Origin(path, value, "agent")
+            return Origin(path, value, "agent")
     return Origin(path, value, "nowhere")
 
 

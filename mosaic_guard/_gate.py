@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -21,11 +21,12 @@ from langgraph.cache.base import BaseCache
 from langgraph.prebuilt import ToolNode
 from langgraph.types import CachePolicy, Command
 
-from mosaic_guard._channel import GUARD_CHANNEL, Clearances, write
+from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, Clearances, digest_of, write
 from mosaic_guard._evidence import REFUSAL_MARK
 from mosaic_guard._recursion import grant_superstep
 
-_active: ContextVar[Clearances | None] = ContextVar("mosaic_guard_clearances", default=None)
+_handling: ContextVar[str | None] = ContextVar("mosaic_guard_handling", default=None)
+"""Digest of the cleared call that is being handled."""
 
 CHANGED = "it is not the call that the guard cleared, its name or arguments were changed after the check"
 NOT_JUDGED = "it was not judged with the other calls of its step"
@@ -67,48 +68,42 @@ def refusal_message(call: Mapping[str, Any], reason: str) -> ToolMessage:
 
 
 class _GatedTool:
-    """Mixed into a copy of a tool: its body runs only for a cleared call."""
+    """Mixed into a tool: its body runs only for the cleared call that is being handled."""
+
+    mosaic_injected: ClassVar[frozenset[str]]
 
     def run(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        _verify(cast(BaseTool, self), tool_input, kwargs.get("tool_call_id"))
+        _verify(self, tool_input, kwargs.get("tool_call_id"))
         return super().run(tool_input, *args, **kwargs)  # type: ignore[misc]
 
     async def arun(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        _verify(cast(BaseTool, self), tool_input, kwargs.get("tool_call_id"))
+        _verify(self, tool_input, kwargs.get("tool_call_id"))
         return await super().arun(tool_input, *args, **kwargs)  # type: ignore[misc]
 
 
-def _verify(tool: BaseTool, tool_input: Any, call_id: str | None) -> None:
-    active = _active.get()
-    if active is not None and isinstance(tool_input, Mapping):
-        hidden = tool.__dict__["_mosaic_injected"]
-        written = {key: value for key, value in tool_input.items() if key not in hidden}
-        found = active.verdict({"id": call_id, "name": tool.name, "args": written})
-        if found is not None and found["verdict"] == "act":
+def _verify(tool: Any, tool_input: Any, call_id: str | None) -> None:
+    if isinstance(tool_input, Mapping):
+        written = {key: value for key, value in tool_input.items() if key not in tool.mosaic_injected}
+        handled = _handling.get()
+        if handled is not None and handled == digest_of({"id": call_id, "name": tool.name, "args": written}):
             return
     raise UnclearedCallError(f"{tool.name} was refused by the guard: {CHANGED}")
 
 
-@cache
-def _gated_class(cls: type[BaseTool]) -> type[BaseTool]:
-    body = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    made: Any = type(cls)
-    return cast("type[BaseTool]", made(cls.__name__, (_GatedTool, cls), body))
-
-
 def gated_tool(tool: BaseTool, injected: frozenset[str]) -> BaseTool:
-    """A copy of a tool, still an instance of its class, whose body runs only for a cleared call.
+    """A tool of a subclass of the given tool's class, with the same fields (shared, so its state stays one).
 
     Args:
         tool: Any tool.
         injected: Arguments that the tool node injects and the model does not write.
     """
-    shallow = tool.model_copy()
-    cls = _gated_class(type(tool))
-    gated = cls.__new__(cls)
+    cls: Any = type(tool)
+    body = {"__module__": cls.__module__, "__doc__": cls.__doc__, "mosaic_injected": injected}
+    body["__annotations__"] = {"mosaic_injected": ClassVar[frozenset]}
+    gated_cls = type(cls)(cls.__name__, (_GatedTool, cls), body)
+    gated: BaseTool = gated_cls.__new__(gated_cls)
     for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
-        object.__setattr__(gated, slot, getattr(shallow, slot))
-    gated.__dict__["_mosaic_injected"] = injected
+        object.__setattr__(gated, slot, getattr(tool, slot))
     return gated
 
 
@@ -124,80 +119,89 @@ class _GatedToolNode:
         bounced = self._mosaic_unjudged(input, config)
         if bounced is not None:
             return bounced
-        with self._mosaic_active(config):
-            results = self._mosaic_cache_for(input)
-            if results is not None and (known := results.cache.get([results.key(input)])):
-                return next(iter(known.values()))
-            output = super()._func(input, config, runtime)  # type: ignore[misc]
-            if results is not None:
-                results.cache.set({results.key(input): (output, results.policy.ttl)})
-            return output
+        results = self._mosaic_cache_for(input, config)
+        if results is not None and (known := results.cache.get([results.key(input)])):
+            return next(iter(known.values()))
+        output = super()._func(input, config, runtime)  # type: ignore[misc]
+        if results is not None:
+            results.cache.set({results.key(input): (output, results.policy.ttl)})
+        return output
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         bounced = self._mosaic_unjudged(input, config)
         if bounced is not None:
             return bounced
-        with self._mosaic_active(config):
-            results = self._mosaic_cache_for(input)
-            if results is not None and (known := await results.cache.aget([results.key(input)])):
-                return next(iter(known.values()))
-            output = await super()._afunc(input, config, runtime)  # type: ignore[misc]
-            if results is not None:
-                await results.cache.aset({results.key(input): (output, results.policy.ttl)})
-            return output
+        results = self._mosaic_cache_for(input, config)
+        if results is not None and (known := await results.cache.aget([results.key(input)])):
+            return next(iter(known.values()))
+        output = await super()._afunc(input, config, runtime)  # type: ignore[misc]
+        if results is not None:
+            await results.cache.aset({results.key(input): (output, results.policy.ttl)})
+        return output
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        if (refused := _refused(call)) is not None:
-            return refused
+        found = self._mosaic_verdict(call, tool_runtime.config)
+        if found is not None:
+            return found
+        tool_runtime.mosaic_call = digest_of(call)
         try:
-            return super()._run_one(call, input_type, tool_runtime)  # type: ignore[misc]
+            with _handle(tool_runtime.mosaic_call):
+                return super()._run_one(call, input_type, tool_runtime)  # type: ignore[misc]
         except UnclearedCallError:
             return refusal_message(call, CHANGED)
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        if (refused := _refused(call)) is not None:
-            return refused
+        found = self._mosaic_verdict(call, tool_runtime.config)
+        if found is not None:
+            return found
+        tool_runtime.mosaic_call = digest_of(call)
         try:
-            return await super()._arun_one(call, input_type, tool_runtime)  # type: ignore[misc]
+            with _handle(tool_runtime.mosaic_call):
+                return await super()._arun_one(call, input_type, tool_runtime)  # type: ignore[misc]
         except UnclearedCallError:
             return refusal_message(call, CHANGED)
 
-    # Innermost: behind every wrapper, whichever tool a wrapper has put into the request.
+    # Innermost: behind every wrapper, in whichever thread, whichever tool a wrapper has put into the request.
     def _execute_tool_sync(self, request: Any, input_type: Any, config: RunnableConfig) -> Any:
-        if not _cleared(request.tool_call):
+        if not _unchanged(request):
             return refusal_message(request.tool_call, CHANGED)
-        return super()._execute_tool_sync(request, input_type, config)  # type: ignore[misc]
+        with _handle(request.runtime.mosaic_call):
+            return super()._execute_tool_sync(request, input_type, config)  # type: ignore[misc]
 
     async def _execute_tool_async(self, request: Any, input_type: Any, config: RunnableConfig) -> Any:
-        if not _cleared(request.tool_call):
+        if not _unchanged(request):
             return refusal_message(request.tool_call, CHANGED)
-        return await super()._execute_tool_async(request, input_type, config)  # type: ignore[misc]
+        with _handle(request.runtime.mosaic_call):
+            return await super()._execute_tool_async(request, input_type, config)  # type: ignore[misc]
 
     def _extract_state(self, input: Any, config: RunnableConfig) -> Any:
         state = super()._extract_state(input, config)  # type: ignore[misc]
-        if isinstance(state, dict) and GUARD_CHANNEL in state:
-            return {key: value for key, value in state.items() if key != GUARD_CHANNEL}
+        if isinstance(state, dict) and not HIDDEN_CHANNELS.isdisjoint(state):
+            return {key: value for key, value in state.items() if key not in HIDDEN_CHANNELS}
         return state
 
-    @contextmanager
-    def _mosaic_active(self, config: RunnableConfig) -> Iterator[None]:
-        token = _active.set(Clearances.of_task(config, self._messages_key))
-        try:
-            yield
-        finally:
-            _active.reset(token)
+    def _mosaic_clearances(self, config: RunnableConfig) -> Clearances:
+        return Clearances.of_task(config, self._messages_key, self._mosaic_name)
 
-    def _mosaic_cache_for(self, input: Any) -> ResultCache | None:
+    def _mosaic_verdict(self, call: Any, config: RunnableConfig) -> ToolMessage | None:
+        """The answer to a call that may not run; None for a cleared one."""
+        found = self._mosaic_clearances(config).verdict(call)
+        if found is None:
+            return refusal_message(call, NOT_JUDGED)
+        return None if found["verdict"] == "act" else refusal_message(call, found["reason"])
+
+    def _mosaic_cache_for(self, input: Any, config: RunnableConfig) -> ResultCache | None:
         """The cache, if every call is cleared: a refusal is neither kept nor answered from it."""
         if self._mosaic_results is None:
             return None
         calls, _ = self._parse_input(input)  # type: ignore[attr-defined]
-        return self._mosaic_results if all(map(_cleared, calls)) else None
+        clearances = self._mosaic_clearances(config)
+        verdicts = [(clearances.verdict(call) or {}).get("verdict") for call in calls]
+        return self._mosaic_results if set(verdicts) == {"act"} else None
 
     def _mosaic_unjudged(self, input: Any, config: RunnableConfig) -> Command[Any] | None:
         """The way back to `plan`, if calls of a step that was not judged at all have come here."""
-        clearances = Clearances.of_task(config, self._messages_key)
-        if clearances.verdicts:
+        if self._mosaic_clearances(config).verdicts:
             return None
         calls, _ = self._parse_input(input)  # type: ignore[attr-defined]
         if not calls:
@@ -205,22 +209,25 @@ class _GatedToolNode:
         grant_superstep(config)
         sent = (config.get("metadata") or {}).get("langgraph_path", ("",))[0] == "__pregel_push"
         route = [self._mosaic_name, input if sent else None]
-        write(config, GUARD_CHANNEL, {"routes+": [route], "bounced": self._mosaic_name})
+        write(config, ROUTES_CHANNEL, [route])
+        write(config, GUARD_CHANNEL, {"bounced": self._mosaic_name})
         return Command(goto=self._mosaic_plan)
 
 
-def _cleared(call: Mapping[str, Any]) -> bool:
-    active = _active.get()
-    found = active.verdict(call) if active is not None else None
-    return found is not None and found["verdict"] == "act"
+def _unchanged(request: Any) -> bool:
+    """Whether a request is for the very call that is being handled, and for a tool of that name."""
+    handled = getattr(request.runtime, "mosaic_call", None)
+    named = request.tool is None or request.tool.name == request.tool_call["name"]
+    return handled is not None and named and handled == digest_of(request.tool_call)
 
 
-def _refused(call: Mapping[str, Any]) -> ToolMessage | None:
-    active = _active.get()
-    found = active.verdict(call) if active is not None else None
-    if found is None:
-        return refusal_message(call, NOT_JUDGED)
-    return None if found["verdict"] == "act" else refusal_message(call, found["reason"])
+@contextmanager
+def _handle(digest: str) -> Iterator[None]:
+    token = _handling.set(digest)
+    try:
+        yield
+    finally:
+        _handling.reset(token)
 
 
 @cache

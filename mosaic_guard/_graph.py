@@ -10,11 +10,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph._internal._config import ensure_config
 from langgraph._internal._runnable import RunnableCallable
 from langgraph.cache.base import BaseCache
 from langgraph.channels.binop import BinaryOperatorAggregate
+from langgraph.channels.topic import Topic
 from langgraph.constants import END, TAG_HIDDEN
 from langgraph.graph import StateGraph
 from langgraph.graph._branch import BranchSpec
@@ -23,7 +24,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
-from mosaic_guard._channel import GUARD_CHANNEL, merge, read, write
+from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, merge, read, write
 from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._gate import ResultCache, gated_tool_node
 from mosaic_guard._guard import Guard
@@ -142,11 +143,12 @@ def _find_tool_nodes(builder: StateGraph[Any, Any, Any, Any], names: Sequence[st
         for name, spec in builder.nodes.items()
         if isinstance(spec.runnable, ToolNode) and (names is None or name in names)
     }
-    nested = [name for name, spec in builder.nodes.items() if _holds_tools(spec.runnable)]
-    if nested and names is None:
+    hidden = [name for name, spec in builder.nodes.items() if name not in found and _holds_tools(spec.runnable)]
+    if hidden and names is None:
         raise UnguardableGraphError(
-            f"nodes {', '.join(map(repr, nested))} are graphs with tools of their own: guard each with guarded_graph before "
-            "adding it, or name with tool_nodes=[...] the nodes of this graph that are to be guarded"
+            f"nodes {', '.join(map(repr, hidden))} hold tools where the guard cannot stand (a graph with tools of its own, or a "
+            "ToolNode wrapped in another runnable): guard such a graph with guarded_graph before adding it, add the ToolNode "
+            "itself as the node, or name with tool_nodes=[...] the nodes of this graph that are to be guarded"
         )
     if not found:
         raise UnguardableGraphError(
@@ -162,12 +164,22 @@ def _find_tool_nodes(builder: StateGraph[Any, Any, Any, Any], names: Sequence[st
     return found
 
 
+_PARTS = ("bound", "runnable", "default", "fallbacks", "steps", "first", "middle", "last", "branches", "steps__")
+"""Where runnables keep the runnables that they are made of: bindings, retries, fallbacks, sequences, branches, parallels."""
+
+
 def _holds_tools(runnable: Any) -> bool:
-    """Whether a node is a compiled graph that runs tools unguarded."""
+    """Whether a runnable is, or is made of, a tool node or a graph that runs tools unguarded."""
+    if isinstance(runnable, ToolNode):
+        return True
+    if isinstance(runnable, Mapping):
+        return any(_holds_tools(part) for part in runnable.values())
+    if isinstance(runnable, (list, tuple)):
+        return any(_holds_tools(part) for part in runnable)
     builder = getattr(runnable, "builder", None)
-    if not isinstance(builder, StateGraph) or GUARD_CHANNEL in builder.channels:
-        return False
-    return any(isinstance(s.runnable, ToolNode) or _holds_tools(s.runnable) for s in builder.nodes.values())
+    if isinstance(builder, StateGraph):
+        return GUARD_CHANNEL not in builder.channels and _holds_tools([s.runnable for s in builder.nodes.values()])
+    return isinstance(runnable, Runnable) and _holds_tools([runnable.__dict__.get(part) for part in _PARTS])
 
 
 class _Guarding:
@@ -201,6 +213,7 @@ class _Guarding:
         key = next(iter(gated.values()))._messages_key
         nodes = GuardNodes(guard, gated, key, refuse_name=self.refuse, trace=trace, **options)
         builder.channels[GUARD_CHANNEL] = BinaryOperatorAggregate(dict, merge)
+        builder.channels[ROUTES_CHANNEL] = Topic(list)
         builder.schemas[_GuardInput] = {key: builder.channels[key]}
         exits = {name: self._take_exits(name) for name in gated}
         self._redirect_routes()
@@ -268,7 +281,7 @@ class _Guarding:
                 else:
                     kept.append(target if sent else node)
             if routes:
-                write(config, GUARD_CHANNEL, {"routes+": routes})
+                write(config, ROUTES_CHANNEL, routes)
                 # Not returned as a target: the branch's own path map need not name it (a Send needs no entry there).
                 write(config, f"branch:to:{self.plan}", None)
             return kept
@@ -319,7 +332,7 @@ class _Guarding:
         for key in ("config", "step_timeout", "stream_mode", "stream_eager", "retry_policy", "stream_transformers"):
             if key in graph.__dict__:
                 setattr(compiled, key, graph.__dict__[key])
-        compiled.stream_channels = [key for key in compiled.stream_channels if key != GUARD_CHANNEL]
+        compiled.stream_channels = [key for key in compiled.stream_channels if key not in HIDDEN_CHANNELS]
         compiled.__class__ = GuardedGraph
         return cast(GuardedGraph, compiled)
 

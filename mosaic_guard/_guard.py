@@ -14,13 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from langchain_core.messages import AIMessage
-
 from mosaic_guard._decision import Decision, Source, Step, Verdict
 from mosaic_guard._errors import GuardWarning
 from mosaic_guard._evidence import explain, gather_evidence
 from mosaic_guard._policy import Policy
-from mosaic_guard._transcript import JudgedStep, Kind, Limits, Prompt, Turn, build_prompt, messages_digest, summary_line
+from mosaic_guard._transcript import JudgedStep, Kind, Limits, Prompt, Turn, build_prompt, messages_digest, step_end, summary_line
 from mosaic_guard.models.guard_model import Checked, GuardModel, Planned
 
 if TYPE_CHECKING:
@@ -330,7 +328,7 @@ class _Checking:
         if self._checked is None:
             return None
         messages = self._step.messages
-        seen = 1 + max(i for i, m in enumerate(messages) if isinstance(m, AIMessage))
+        seen = step_end(messages)
         return JudgedStep(
             step=self._number,
             segment=self.prompt().segment,

@@ -15,21 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, messages_to_dict
+from langchain_core.messages import AIMessage, AnyMessage, messages_to_dict
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.config import get_stream_writer
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
-from mosaic_guard._channel import GUARD_CHANNEL, position, read, write
+from mosaic_guard._channel import GUARD_CHANNEL, ROUTES_CHANNEL, digest_of, position, read, write
 from mosaic_guard._decision import Call, Step
-from mosaic_guard._evidence import message_text
+from mosaic_guard._evidence import is_human, message_text
 from mosaic_guard._gate import refusal_message
 from mosaic_guard._guard import Guard, Judgement, Plan
 from mosaic_guard._recursion import grant_superstep
 from mosaic_guard._trace import TraceWriter
-from mosaic_guard._transcript import JudgedStep
+from mosaic_guard._transcript import JudgedStep, message_digest, messages_digest
 
 State = Mapping[str, Any]
 Channel = Mapping[str, Any]
@@ -39,10 +39,17 @@ NOT_RUN = "another call of the same step was refused and the run ends"
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A step that waits for its judgement: the step, and what the channel remembers of the thread."""
+    """A step that waits for its judgement.
+
+    Attributes:
+        step: The step.
+        routes: [tool node, `Send` payload or None, the calls that the tool node reads there] of each route.
+        history: The steps of the trajectory that the model judged before.
+        trajectory: Its id.
+        number: The step's number in it.
+    """
 
     step: Step
-    raw: Sequence[Mapping[str, Any]]
     routes: list[list[Any]]
     history: list[JudgedStep]
     trajectory: str
@@ -51,10 +58,6 @@ class _Waiting:
     @property
     def key(self) -> str:
         return f"{self.trajectory}/{self.number}"
-
-    @property
-    def digests(self) -> list[str]:
-        return [call.digest for call in self.step.calls]
 
 
 @dataclass
@@ -125,15 +128,27 @@ class GuardNodes:
         verdicts = [found["verdict"] for found in channel["clearances"]["verdicts"].values()]
         if verdicts and "act" not in verdicts:
             return [self.refuse_name]
-        return [name if payload is None else Send(name, payload) for name, payload in channel["go"]]
+        messages = state[self.messages_key]
+        kept = _still_begins_with(messages, channel["seen"])
+        return [self._leave(messages, kept, *route) for route in channel["go"]]
+
+    def _leave(self, messages: list[Any], kept: bool, name: str, payload: Any, calls: list[Any]) -> str | Send:
+        """The way into a tool node: as recorded, or with the calls themselves if a parallel branch has written since.
+
+        Not if the history itself was edited: the tool node then reads the edited one, and its gate finds it unjudged.
+        """
+        if payload is not None:
+            return Send(name, payload)
+        moved = kept and self._read_calls(name, {self.messages_key: messages}) != calls
+        return Send(name, calls) if moved else name
 
     def refuse(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         """Answer every call of a refused step; where the run ends, say so."""
-        channel = read(config, GUARD_CHANNEL)
+        channel = _channel(config)
         verdicts = channel["clearances"]["verdicts"]
         answers: list[AnyMessage] = []
-        for call in self._raw_calls(state, channel["go"]):
-            found = verdicts.get(_call(0, call).digest) or {"reason": "it was not judged"}
+        for call in (call for _, _, calls in channel["go"] for call in calls):
+            found = verdicts.get(digest_of(call)) or {"reason": "it was not judged"}
             answers.append(refusal_message(call, found["reason"]))
         if channel["ending"]:
             answers.append(AIMessage(content=self._farewell(verdicts, channel["refusals"])))
@@ -141,40 +156,55 @@ class GuardNodes:
 
     def _begin(self, state: State, config: RunnableConfig) -> _Waiting:
         grant_superstep(config)
-        return self._waiting(state, config, list(_channel(config).get("routes", ())))
-
-    def _resume(self, state: State, config: RunnableConfig) -> tuple[_Waiting, Plan | None]:
-        """The planned step, and its plan; no plan if the history was changed since."""
-        grant_superstep(config)
-        opened = _channel(config).get("open") or {"routes": [], "digests": [], "at": None}
-        waiting = self._waiting(state, config, opened["routes"])
-        same = opened["digests"] == waiting.digests and opened["at"] == position(state[self.messages_key])
-        return waiting, Plan.from_dict(opened["plan"]) if same else None
-
-    def _waiting(self, state: State, config: RunnableConfig, routes: list[list[Any]]) -> _Waiting:
+        messages = list(state[self.messages_key])
+        routes: list[list[Any]] = []
+        for name, payload in read(config, ROUTES_CHANNEL) or ():
+            # Several edges into one tool node are one route: it runs once.
+            if payload is None and any(known[0] == name and known[1] is None for known in routes):
+                continue
+            source = {self.messages_key: messages} if payload is None else payload
+            routes.append([name, payload, self._read_calls(name, source)])
         channel = _channel(config)
-        messages = state[self.messages_key]
-        raw = self._raw_calls(state, routes)
-        calls = tuple(_call(index, call) for index, call in enumerate(raw))
         named = (config.get("metadata") or {}).get("mosaic_trajectory")
         trajectory = str(named or channel.get("trajectory") or uuid.uuid4())
-        # Another trajectory on the same thread starts counting anew; its transcript opens a new segment.
+        # Another trajectory on the same thread starts counting anew.
         known = channel.get("trajectory") in (None, trajectory)
         history = [JudgedStep.from_dict(record) for record in channel.get("history", ())] if known else []
         number = channel.get("step", 0) if known else 0
-        return _Waiting(Step(messages, calls, self.tools), raw, routes, history, trajectory, number)
+        return self._waiting(messages, routes, history, trajectory, number)
 
-    def _raw_calls(self, state: State, routes: Sequence[Sequence[Any]]) -> list[Mapping[str, Any]]:
-        """The tool calls that the routes lead to, as each tool node would read them."""
-        calls: list[Mapping[str, Any]] = []
-        for name, payload in routes:
-            source = {self.messages_key: state[self.messages_key]} if payload is None else payload
-            try:
-                found, _ = self.tool_nodes[name]._parse_input(source)
-            except (ValueError, TypeError, AttributeError, KeyError, IndexError):
-                continue  # nothing that the tool node could run; it says so itself
-            calls.extend(found)
-        return calls
+    def _resume(self, state: State, config: RunnableConfig) -> tuple[_Waiting, Plan | None]:
+        """The planned step, and its plan; no plan if the history that it was made for was changed since."""
+        grant_superstep(config)
+        messages = list(state[self.messages_key])
+        opened = _channel(config)["open"]
+        routes = opened["routes"]
+        history = [JudgedStep.from_dict(record) for record in opened["history"]]
+        # What a parallel branch has written since is not part of the step.
+        same = _still_begins_with(messages, opened["seen"])
+        if same:
+            messages = messages[: opened["seen"][0]]
+        else:
+            routes = [
+                [name, payload, self._read_calls(name, {self.messages_key: messages}) if payload is None else calls]
+                for name, payload, calls in routes
+            ]
+        waiting = self._waiting(messages, routes, history, opened["trajectory"], opened["number"])
+        return waiting, Plan.from_dict(opened["plan"]) if same else None
+
+    def _waiting(
+        self, messages: list[Any], routes: list[list[Any]], history: list[JudgedStep], trajectory: str, number: int
+    ) -> _Waiting:
+        calls = [call for _, _, found in routes for call in found]
+        made = tuple(Call(i, c.get("id"), str(c.get("name")), c.get("args")) for i, c in enumerate(calls))
+        return _Waiting(Step(messages, made, self.tools), routes, history, trajectory, number)
+
+    def _read_calls(self, name: str, source: Any) -> list[Any]:
+        """The tool calls that a tool node would read from its input; none if it could not run any (it says so itself)."""
+        try:
+            return list(self.tool_nodes[name]._parse_input(source)[0])
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError):
+            return []
 
     def _planned(self, waiting: _Waiting, plan: Plan) -> dict[str, Any]:
         if self.events and waiting.step.calls:
@@ -182,21 +212,22 @@ class GuardNodes:
             self._event(waiting, event="plan", think=plan.think, error=plan.error, calls=calls)
         opened = {
             "routes": waiting.routes,
-            "digests": waiting.digests,
-            "at": position(waiting.step.messages),
+            "seen": _seen(waiting),
+            "history": [past.to_dict() for past in waiting.history],
+            "trajectory": waiting.trajectory,
+            "number": waiting.number,
             "plan": plan.to_dict(),
         }
-        return {
-            "routes-": len(waiting.routes),
-            "open": opened,
-            "trajectory": waiting.trajectory,
-            "bounced": None,
-        }
+        return {"open": opened, "bounced": None}
 
     def _passed(self, waiting: _Waiting) -> dict[str, Any]:
         """A route was taken without calls to judge: the tool node runs none."""
-        empty = {"step": position(waiting.step.messages), "verdicts": {}}
-        return {"go": waiting.routes, "clearances": empty, "ending": False}
+        return {
+            "go": waiting.routes,
+            "seen": _seen(waiting),
+            "clearances": _clearances(waiting, {}),
+            "ending": False,
+        }
 
     def _checked(self, config: RunnableConfig, waiting: _Waiting, judgement: Judgement) -> dict[str, Any]:
         refused = [d for d in judgement.decisions if d.verdict != "act"]
@@ -223,21 +254,22 @@ class GuardNodes:
             )
         return {
             "go": waiting.routes,
-            "clearances": {"step": position(waiting.step.messages), "verdicts": verdicts},
+            "seen": _seen(waiting),
+            "clearances": _clearances(waiting, verdicts),
             "ending": ending,
             "refusals": refusals,
             "humans": _humans(waiting.step.messages),
             "history": _remember(waiting.history, judgement.judged),
             "trajectory": waiting.trajectory,
             "step": waiting.number + 1,
-            "logged": len(waiting.step.messages),
+            "logged": [message_digest(message) for message in waiting.step.messages] if self.trace else None,
         }
 
     def _log(self, config: RunnableConfig, waiting: _Waiting, judgement: Judgement) -> None:
         if self.trace is None:
             return
         messages = waiting.step.messages
-        logged = _channel(config).get("logged", 0) if waiting.number else 0
+        logged = set(_channel(config).get("logged") or ()) if waiting.number else set()
         metadata = config.get("metadata") or {}
         judged = judgement.judged
         last = waiting.history[-1].segment if waiting.history else 0
@@ -249,7 +281,7 @@ class GuardNodes:
                 "step": waiting.number,
                 "segment": judged.segment if judged else last,
                 "thread": config.get("configurable", {}).get("thread_id"),
-                "messages": messages_to_dict(messages[logged if logged <= len(messages) else 0 :]),
+                "messages": messages_to_dict([m for m in messages if message_digest(m) not in logged]),
                 "calls": [call.to_dict() for call in waiting.step.calls],
                 "decisions": [decision.to_dict() for decision in judgement.decisions],
                 "think": judgement.think,
@@ -273,12 +305,22 @@ def _channel(config: RunnableConfig) -> Channel:
     return read(config, GUARD_CHANNEL) or {}
 
 
-def _call(index: int, call: Mapping[str, Any]) -> Call:
-    return Call(index, call.get("id"), str(call.get("name")), call.get("args"))
+def _seen(waiting: _Waiting) -> list[Any]:
+    """The history that a step was judged with: number of messages and their digest."""
+    return [len(waiting.step.messages), messages_digest(waiting.step.messages)]
+
+
+def _still_begins_with(messages: Sequence[Any], seen: Sequence[Any]) -> bool:
+    return messages_digest(messages[: seen[0]]) == seen[1]
+
+
+def _clearances(waiting: _Waiting, verdicts: dict[str, dict[str, str]]) -> dict[str, Any]:
+    nodes = sorted({name for name, _, _ in waiting.routes})
+    return {"step": position(waiting.step.messages), "nodes": nodes, "verdicts": verdicts}
 
 
 def _humans(messages: Sequence[Any]) -> int:
-    return sum(isinstance(m, HumanMessage) for m in messages)
+    return sum(map(is_human, messages))
 
 
 def _refusals_so_far(channel: Channel, messages: Sequence[Any]) -> int:
@@ -295,5 +337,5 @@ def _remember(history: list[JudgedStep], judged: JudgedStep | None) -> list[dict
 
 
 def _task_of(messages: Sequence[Any]) -> str:
-    first = next((message_text(m) for m in messages if isinstance(m, HumanMessage)), "")
+    first = next((message_text(m) for m in messages if is_human(m)), "")
     return hashlib.sha256(first.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -3,9 +3,10 @@
 One rendering, used for inference, logs and training. Every free text stands on one line between quotation marks, with the
 characters replaced that could open a block or a chat-template token, so nothing in it can forge a line of the transcript.
 
-Ceilings: a step's user turn never has more than `Limits.step` tokens, however long a tool result (what is left out is
-said). When the window is full, the steps so far are folded into one line each and a new segment begins; the human's
-words stay, and so does the newest step.
+Ceilings: a step's user turn never has more than `Limits.step` tokens beside the human's new words, however long a tool
+result (what is left out is said); the human's words have a ceiling of their own, within which each message is there, long
+ones clipped with a note. What does not fit so is an error, and the guard refuses. When the window is full, the steps so far
+are folded into one line each and a new segment begins; the human's words stay, and so does the newest step.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolMessage
 from langchain_core.tools import BaseTool
 
 from mosaic_guard._blocks import Blocks, clip, one_line, quoted, write_blocks
 from mosaic_guard._decision import Call, Decision, Step, Verdict, canonical_json
-from mosaic_guard._evidence import CallEvidence, is_refusal, message_text, sentences, words_of
+from mosaic_guard._evidence import CallEvidence, is_human, is_refusal, message_text, sentences, words_of
 
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["context", "forced", "sampled", "overridden", "target"]
@@ -91,7 +92,8 @@ class Limits:
     """Sizes in tokens of the guard model.
 
     Attributes:
-        step: Ceiling of a step's user turn.
+        step: Ceiling of a step's user turn, beside the human's own new words.
+        human: Ceiling of the human's new words of a step.
         system: Ceiling of the system turn.
         plan: Most that a plan may have.
         safety: Most that the safety thoughts may have.
@@ -99,6 +101,7 @@ class Limits:
     """
 
     step: int = 640
+    human: int = 640
     system: int = 900
     plan: int = 40
     safety: int = 48
@@ -175,19 +178,17 @@ Form: <think> plan </think>, if needed <safety_thoughts> ... </safety_thoughts>,
 such as "1: act" or "1: refuse", </decision>."""
 
 
+def message_digest(message: BaseMessage) -> str:
+    """SHA-256 over what a message says (not over its id), hexadecimal."""
+    calls = getattr(message, "tool_calls", None) or []
+    made = [[c.get("id"), c["name"], c["args"]] for c in calls]
+    said = canonical_json([message.type, message.content, getattr(message, "tool_call_id", None), made])
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def messages_digest(messages: Iterable[BaseMessage]) -> str:
-    """SHA-256 over what the messages say (not over their ids), hexadecimal."""
-    digest = hashlib.sha256()
-    for message in messages:
-        calls = getattr(message, "tool_calls", None) or []
-        said = [
-            message.type,
-            message.content,
-            getattr(message, "tool_call_id", None),
-            [[c["name"], c["args"]] for c in calls],
-        ]
-        digest.update(canonical_json(said).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    """SHA-256 over the digests of the messages, hexadecimal."""
+    return hashlib.sha256("".join(map(message_digest, messages)).encode()).hexdigest()
 
 
 def build_prompt(
@@ -216,7 +217,7 @@ def build_prompt(
     Raises:
         WindowError: If the newest step does not fit, even with everything before it folded.
     """
-    end = 1 + max(i for i, m in enumerate(step.messages) if isinstance(m, AIMessage))
+    end = step_end(step.messages)
     reserve = limits.plan + limits.safety + count(_grammar(len(step.calls))) + 4 * _MARKS
     last = history[-1] if history else None
     grew = (
@@ -227,14 +228,14 @@ def build_prompt(
     )
     if last is not None and grew:
         turns = tuple(turn for past in history if past.segment == last.segment for turn in past.turns)
-        user = _step_text(step, step.messages[last.seen : end], count, limits.step)
+        user = _step_text(step, step.messages[last.seen : end], count, limits)
         used = sum(len(turn.ids) or count(turn.content) + _MARKS for turn in turns)
         if used + count(user) + reserve <= window:
             return Prompt(turns, (("user", user),), step, last.segment, 0, limits, check)
     segment = last.segment + 1 if last is not None else 0
     system = _system_text(step, operator, count, limits.system)
     for share in (1.0, 0.5, 0.25):
-        user = _opening_text(step, end, history, count, limits.step, int(window * share / 4))
+        user = _opening_text(step, end, history, count, limits, int(window * share / 4))
         if count(system) + count(user) + reserve <= window:
             return Prompt((), (("system", system), ("user", user)), step, segment, len(history), limits, check)
     raise WindowError(f"the step needs more than the guard model's window of {window} tokens")
@@ -248,6 +249,11 @@ def _grammar(calls: int) -> str:
     """What the grammar forces in the guard's turn."""
     verdicts: tuple[Verdict, ...] = ("refuse",)
     return write_blocks(Blocks("", "", verdicts * calls))
+
+
+def step_end(messages: Sequence[BaseMessage]) -> int:
+    """How many messages of the history belong to a step: all up to the last AI message, or all if there is none."""
+    return 1 + max((i for i, m in enumerate(messages) if isinstance(m, AIMessage)), default=len(messages) - 1)
 
 
 def summary_line(step: int, calls: Sequence[Call], decisions: Sequence[Decision]) -> str:
@@ -289,18 +295,62 @@ def _tool_line(name: str, tool: BaseTool) -> str:
 _HINTS = {"readOnlyHint": "read-only", "destructiveHint": "destructive", "openWorldHint": "open world"}
 
 
-def _step_text(step: Step, new: Sequence[BaseMessage], count: Callable[[str], int], ceiling: int) -> str:
-    """The user turn of a step: what is new, the calls, their evidence; at most `ceiling` tokens."""
-    for scale in (1.0, 0.6, 0.35, 0.2, 0.1, 0.05):
-        text = "\n".join([*_news(new, step.calls, scale), *_calls(step, scale)])
-        if count(text) <= ceiling:
-            return text
-    # Pathological text (one token a character, hundreds of messages): cut the middle, keep the newest lines.
-    size = len(text)
-    while count(text) > ceiling and size > 64:
-        size = size * 3 // 4
-        text = clip(text, size)
-    return text
+def _step_text(step: Step, new: Sequence[BaseMessage], count: Callable[[str], int], limits: Limits) -> str:
+    """The user turn of a step: the human's words, what else is new, the calls and their evidence.
+
+    The calls come first in the budget: a call that the model cannot read must not be judged. Lines are shortened or left
+    out as a whole, never joined.
+
+    Raises:
+        WindowError: If the calls, or the human's words, do not fit their ceilings.
+    """
+    calls = _fit([lambda scale=scale: _calls(step, scale) for scale in _SCALES], count, limits.step * 3 // 4)
+    if calls is None:
+        raise WindowError(f"the {len(step.calls)} calls of the step do not fit {limits.step * 3 // 4} tokens")
+    humans = _human_lines([m for m in new if is_human(m)], count, limits.human)
+    room = limits.step - count("\n".join(calls)) - 16
+    others = [m for m in new if not is_human(m) and not isinstance(m, SystemMessage)]
+    news = _fit([lambda scale=scale: _news(others, step.calls, scale) for scale in _SCALES], count, room)
+    if news is None:
+        news = _newest(_news(others, step.calls, _SCALES[-1]), count, room)
+    return "\n".join([*humans, *news, *calls])
+
+
+_SCALES = (1.0, 0.6, 0.35, 0.2)
+
+
+def _fit(forms: Sequence[Callable[[], list[str]]], count: Callable[[str], int], room: int) -> list[str] | None:
+    """The first form of some lines that fits `room` tokens; None if none does."""
+    for form in forms:
+        lines = form()
+        if count("\n".join(lines)) <= room:
+            return lines
+    return None
+
+
+def _newest(lines: Sequence[str], count: Callable[[str], int], room: int) -> list[str]:
+    """As many of the last lines as fit, and how many were left out."""
+    kept: list[str] = []
+    for line in reversed(lines):
+        room -= count(line) + 2
+        if room < 0:
+            break
+        kept.insert(0, line)
+    return [f"{len(lines) - len(kept)} more results left out", *kept]
+
+
+def _human_lines(messages: Sequence[BaseMessage], count: Callable[[str], int], room: int) -> list[str]:
+    """Every human message, long ones clipped with a note of how much.
+
+    Raises:
+        WindowError: If there are so many that they do not fit even when clipped.
+    """
+    said = [message_text(m) for m in messages]
+    sizes = (1200, 600, 300, 160, 100)
+    lines = _fit([lambda size=size: [f"user: {quoted(text, size)}" for text in said] for size in sizes], count, room)
+    if lines is None:
+        raise WindowError(f"{len(said)} new messages of the user do not fit {room} tokens")
+    return lines
 
 
 def _opening_text(
@@ -308,46 +358,48 @@ def _opening_text(
     end: int,
     history: Sequence[JudgedStep],
     count: Callable[[str], int],
-    ceiling: int,
+    limits: Limits,
     humans: int,
 ) -> str:
-    """The first user turn of a segment: folded steps, the human's words, and the step.
+    """The first user turn of a segment: the human's earlier words and the folded steps, then the step.
 
     Args:
         step: The step.
         end: Messages before this index belong to it or to earlier steps.
         history: The earlier steps, one line each (the last 20).
         count: Token counter.
-        ceiling: Ceiling of the step's own text, in tokens.
-        humans: Ceiling of earlier human words, in tokens.
+        limits: Ceilings of the step's own text.
+        humans: Ceiling of the human's earlier words, in tokens.
+
+    Raises:
+        WindowError: If the human's words do not fit.
     """
-    if not history and not any(isinstance(m, AIMessage) and m.tool_calls for m in step.messages[: end - 1]):
-        return _step_text(step, step.messages[:end], count, ceiling)
     start = 1 + max((i for i, m in enumerate(step.messages[: end - 1]) if isinstance(m, AIMessage)), default=-1)
-    said = [f"user: {quoted(message_text(m))}" for m in step.messages[:start] if isinstance(m, HumanMessage)]
-    each = max(humans // max(len(said), 1), 24) * 3
-    lines = ["earlier in this thread:", *(clip(line, each) for line in said)]
+    text = _step_text(step, step.messages[start:end], count, limits)
+    earlier = [m for m in step.messages[:start] if is_human(m)]
+    if not earlier and not history:
+        return text
+    lines = ["earlier in this thread:", *_human_lines(earlier, count, humans)]
     if len(history) > 20:
-        lines.append(f"{len(history) - 20} steps before these")
+        lines.append(f"step 1 to {len(history) - 20} left out")
     lines.extend(past.summary for past in history[-20:])
-    return "\n".join(lines) + "\n" + _step_text(step, step.messages[start:end], count, ceiling)
+    return "\n".join([*lines, text])
 
 
 def _news(messages: Sequence[BaseMessage], calls: Sequence[Call], scale: float) -> list[str]:
+    """One line for each tool result, refusal and text of the agent."""
     wanted = frozenset().union(*(words_of(f"{c.name} {canonical_json(c.args)}".replace("_", " ")) for c in calls))
     results = sum(isinstance(m, ToolMessage) and not is_refusal(m) for m in messages) or 1
     lines = []
     for message in messages:
         text = message_text(message)
-        if isinstance(message, HumanMessage):
-            lines.append(f"user: {quoted(text, int(1200 * max(scale, 0.2)))}")
-        elif is_refusal(message):
+        if is_refusal(message):
             lines.append(f"{one_line(message.name or 'a call')[:60]} was refused and did not run")
         elif isinstance(message, ToolMessage):
             room = max(int(480 * scale / results**0.5), 40)
             mark = "error" if message.status == "error" else "untrusted"
             lines.append(f"result of {one_line(message.name or 'a tool')[:60]} ({mark}): {_digest(text, wanted, room)}")
-        elif isinstance(message, AIMessage) and text.strip():
+        elif text.strip():
             lines.append(f"agent: {quoted(text, max(int(240 * scale), 24))}")
     return lines
 
@@ -365,15 +417,27 @@ def _digest(text: str, wanted: frozenset[str], room: int) -> str:
 
 
 def _calls(step: Step, scale: float) -> list[str]:
+    """Each call with every argument, long values shortened one by one, and its evidence."""
     lines = ["proposed:"]
     evidence: Sequence[CallEvidence | None] = step.evidence or [None] * len(step.calls)
-    share = scale / len(step.calls) ** 0.5
+    value = max(int(160 * scale), 48)
     for call, known in zip(step.calls, evidence, strict=True):
-        arguments = clip(one_line(canonical_json(call.args)), max(int(480 * share), 40))
+        arguments = clip(one_line(canonical_json(_short(call.args, value))), max(int(900 * scale), 300))
         lines.append(f"{call.index + 1}. {one_line(call.name)[:80]} {arguments}")
         if known is not None:
-            lines.extend(_evidence_lines(known, share))
+            lines.extend(_evidence_lines(known, scale / len(step.calls) ** 0.5))
     return lines
+
+
+def _short(value: Any, limit: int) -> Any:
+    """The same JSON with long strings clipped."""
+    if isinstance(value, str):
+        return clip(value, limit)
+    if isinstance(value, Mapping):
+        return {key if not isinstance(key, str) else clip(key, 80): _short(item, limit) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(item, limit) for item in value]
+    return value
 
 
 def _evidence_lines(known: CallEvidence, share: float) -> list[str]:

@@ -11,7 +11,10 @@ ROOM = 512
 """Tokens that a layer reserves beyond what it needs, each time that it is full."""
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+_Layer: Any = DynamicLayer  # its annotations say less than what it does
+
+
+class GrowingLayer(_Layer):  # type: ignore[misc]
     """Keys and values are the front of a larger store; a new token is written behind it.
 
     `keys` and `values` have shape (batch, heads, tokens, width of a head), as the base class says.
