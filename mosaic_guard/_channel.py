@@ -52,16 +52,15 @@ def write(config: RunnableConfig, channel: str, update: Any) -> None:
 
 def proposing(messages: Sequence[BaseMessage]) -> int:
     """Index of the last AI message that proposes tool calls; -1 if there is none."""
-    return next(
-        (i for i in range(len(messages) - 1, -1, -1) if isinstance(messages[i], AIMessage) and messages[i].tool_calls), -1
-    )
+    found = (i for i, m in reversed(list(enumerate(messages))) if isinstance(m, AIMessage) and m.tool_calls)
+    return next(found, -1)
 
 
 def position(messages: Sequence[BaseMessage]) -> str:
-    """Names a step by its place in the history: all that was said up to the message that proposes its calls, and how many
-    tool results came after it.
+    """Names a step by its place in the history.
 
-    Call ids and even message ids repeat in the wild. Other messages that come later (a parallel branch's) do not matter.
+    That is: all that was said up to the message that proposes its calls, and how many tool results came after it. Call ids
+    and even message ids repeat in the wild. Other messages that come later (a parallel branch's) do not matter.
     """
     index = proposing(messages)
     answered = sum(isinstance(message, ToolMessage) for message in messages[index + 1 :])

@@ -146,7 +146,7 @@ def _find_tool_nodes(builder: StateGraph[Any, Any, Any, Any], names: Sequence[st
     hidden = [name for name, spec in builder.nodes.items() if name not in found and _holds_tools(spec.runnable)]
     if hidden and names is None:
         raise UnguardableGraphError(
-            f"nodes {', '.join(map(repr, hidden))} hold tools where the guard cannot stand (a graph with tools of its own, or a "
+            f"nodes {', '.join(map(repr, hidden))} hold tools where the guard cannot stand (a graph with tools, or a "
             "ToolNode wrapped in another runnable): guard such a graph with guarded_graph before adding it, add the ToolNode "
             "itself as the node, or name with tool_nodes=[...] the nodes of this graph that are to be guarded"
         )

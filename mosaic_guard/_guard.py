@@ -18,7 +18,17 @@ from mosaic_guard._decision import Decision, Source, Step, Verdict
 from mosaic_guard._errors import GuardWarning
 from mosaic_guard._evidence import explain, gather_evidence
 from mosaic_guard._policy import Policy
-from mosaic_guard._transcript import JudgedStep, Kind, Limits, Prompt, Turn, build_prompt, messages_digest, step_end, summary_line
+from mosaic_guard._transcript import (
+    JudgedStep,
+    Kind,
+    Limits,
+    Prompt,
+    Turn,
+    build_prompt,
+    messages_digest,
+    step_end,
+    summary_line,
+)
 from mosaic_guard.models.guard_model import Checked, GuardModel, Planned
 
 if TYPE_CHECKING:
@@ -165,9 +175,9 @@ class Guard:
             key: Distinguishes this step from others when sampling is repeatable.
         """
         started = time.perf_counter()
-        if self._settled(step):
-            return Plan()
         try:
+            if self._settled(step):
+                return Plan()
             planned = self.model.plan(self._prompt(step, history, key))
         except Exception as error:
             return Plan(error=_said(error), seconds=time.perf_counter() - started)
@@ -176,9 +186,9 @@ class Guard:
     async def aplan(self, step: Step, history: Sequence[JudgedStep] = (), *, key: str = "") -> Plan:
         """`plan` for event loops."""
         started = time.perf_counter()
-        if self._settled(step):
-            return Plan()
         try:
+            if self._settled(step):
+                return Plan()
             planned = await self.model.aplan(self._prompt(step, history, key))
         except Exception as error:
             return Plan(error=_said(error), seconds=time.perf_counter() - started)
@@ -197,7 +207,7 @@ class Guard:
             number: The step's number in its trajectory.
         """
         checking = _Checking(self, step, plan, history, key, number)
-        if plan.planned is not None:
+        if plan.planned is not None and not checking.failed:
             with checking.failure():
                 checking.finish(self.model.check(checking.prompt(), plan.planned, checking.decide))
         return checking.judgement()
@@ -207,7 +217,7 @@ class Guard:
     ) -> Judgement:
         """`check` for event loops."""
         checking = _Checking(self, step, plan, history, key, number)
-        if plan.planned is not None:
+        if plan.planned is not None and not checking.failed:
             with checking.failure():
                 checking.finish(await self.model.acheck(checking.prompt(), plan.planned, checking.decide))
         return checking.judgement()
@@ -243,16 +253,22 @@ class _Checking:
         self, guard: Guard, step: Step, plan: Plan, history: Sequence[JudgedStep], key: str, number: int
     ) -> None:
         self._started = time.perf_counter()
-        if not step.evidence:
-            step = replace(step, evidence=gather_evidence(step.messages, step.calls))
         self._guard, self._step, self._plan, self._history = guard, step, plan, history
         self._key, self._number = key, number
         self._error = plan.error
-        self._checked: Checked | None = None
-        self._random = random.Random(guard.step_seed(f"{key}\0check"))
-        self._rules = [guard.policy.decide(call) for call in step.calls]
         self._decisions: dict[int, Decision] = {}
         self._prompt: Prompt | None = None
+        self._checked: Checked | None = None
+        self._random = random.Random(guard.step_seed(f"{key}\0check"))
+        self._rules: list[Decision | None] = [None] * len(step.calls)
+        with self.failure():
+            self._rules = [guard.policy.decide(call) for call in step.calls]
+            if not step.evidence:
+                self._step = replace(step, evidence=gather_evidence(step.messages, step.calls))
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
 
     def prompt(self) -> Prompt:
         self._prompt = self._prompt or self._guard._prompt(self._step, self._history, self._key)

@@ -29,7 +29,7 @@ from mosaic_guard._gate import refusal_message
 from mosaic_guard._guard import Guard, Judgement, Plan
 from mosaic_guard._recursion import grant_superstep
 from mosaic_guard._trace import TraceWriter
-from mosaic_guard._transcript import JudgedStep, message_digest, messages_digest
+from mosaic_guard._transcript import JudgedStep, message_digest, messages_digest, step_end
 
 State = Mapping[str, Any]
 Channel = Mapping[str, Any]
@@ -262,6 +262,7 @@ class GuardNodes:
             "history": _remember(waiting.history, judgement.judged),
             "trajectory": waiting.trajectory,
             "step": waiting.number + 1,
+            "at": _at(waiting),
             "logged": [message_digest(message) for message in waiting.step.messages] if self.trace else None,
         }
 
@@ -279,6 +280,8 @@ class GuardNodes:
                 "trajectory": waiting.trajectory,
                 "task": str(metadata.get("mosaic_task") or _task_of(messages)),
                 "step": waiting.number,
+                "at": _at(waiting),
+                "after": _channel(config).get("at") if waiting.number else None,
                 "segment": judged.segment if judged else last,
                 "thread": config.get("configurable", {}).get("thread_id"),
                 "messages": messages_to_dict([m for m in messages if message_digest(m) not in logged]),
@@ -310,8 +313,13 @@ def _seen(waiting: _Waiting) -> list[Any]:
     return [len(waiting.step.messages), messages_digest(waiting.step.messages)]
 
 
+def _at(waiting: _Waiting) -> str:
+    """Names the step in its trace: a digest of all that was said up to it."""
+    return messages_digest(waiting.step.messages[: step_end(waiting.step.messages)])
+
+
 def _still_begins_with(messages: Sequence[Any], seen: Sequence[Any]) -> bool:
-    return messages_digest(messages[: seen[0]]) == seen[1]
+    return bool(messages_digest(messages[: seen[0]]) == seen[1])
 
 
 def _clearances(waiting: _Waiting, verdicts: dict[str, dict[str, str]]) -> dict[str, Any]:

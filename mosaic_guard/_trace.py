@@ -13,10 +13,10 @@ import json
 import os
 import secrets
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,6 +70,8 @@ class StepRecord:
     messages: Sequence[Mapping[str, Any]]
     time: str
     seconds: Mapping[str, float]
+    at: str = ""
+    after: str | None = None
 
 
 @dataclass
@@ -179,6 +181,10 @@ class TraceWriter:
                 # A record after close goes to a new file, never into one that a reader may hold complete.
                 self._headers.clear()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: a copy would be a second writer."""
+        return self
+
     def __enter__(self) -> Self:
         return self
 
@@ -206,8 +212,14 @@ class TraceWriter:
             if redacted is None:
                 return
             record = redacted
-        line = json.dumps(record, ensure_ascii=True, default=repr)
-        self._waiting.append(line.encode("ascii") + b"\n")
+        try:
+            line = _line(record)
+        except (TypeError, ValueError, RecursionError) as error:  # such as an artifact that holds itself
+            warnings.warn(
+                f"a {record.get('type')} record has no JSON form and was left out: {error}", TraceWarning, stacklevel=4
+            )
+            return
+        self._waiting.append(line)
         self._flush()
 
     def _flush(self) -> None:
@@ -240,19 +252,29 @@ class TraceWriter:
 
     def _open(self) -> int:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         self.path = self.directory / name
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
 
 
+def _line(record: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(record, ensure_ascii=True, default=repr)
+    except TypeError:  # a key that is no string
+        text = json.dumps(json.loads(canonical_json(record)), ensure_ascii=True)
+    return text.encode("ascii") + b"\n"
+
+
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def read_traces(path: str | os.PathLike[str]) -> list[Trajectory]:
-    """Trajectories of a trace file, or of all `*.jsonl` files of a directory, in the order of their first record.
+    """Trajectories of a trace file, or of all `*.jsonl` files of a directory, in the order of their first step.
 
-    A step that was logged twice (a crash between judging and checkpointing) counts once, as last logged.
+    A step that was logged twice (a crash between judging and checkpointing) counts once, as last logged. A thread that went
+    on from an earlier checkpoint (time travel) is a trajectory of its own from there on, with the earlier steps before it:
+    its id is the first one's and `#2`, `#3`, …; an outcome counts for the one that was logged last before it.
 
     Raises:
         FileNotFoundError: If there is no such file or directory.
@@ -262,9 +284,7 @@ def read_traces(path: str | os.PathLike[str]) -> list[Trajectory]:
     if not root.exists():
         raise FileNotFoundError(f"no traces at {str(root)!r}: name a directory that a TraceWriter wrote to")
     files = sorted(root.glob("*.jsonl")) if root.is_dir() else [root]
-    found: dict[str, Trajectory] = {}
-    outcomes: dict[str, Outcome] = {}
-    steps: dict[str, dict[int, StepRecord]] = {}
+    logged: list[tuple[str, Trajectory, StepRecord | Outcome]] = []
     for file in files:
         headers: dict[str, Mapping[str, Any]] = {}
         for line, record in _records(file):
@@ -274,19 +294,47 @@ def read_traces(path: str | os.PathLike[str]) -> list[Trajectory]:
                     _check_version(record)
                     headers[record["id"]] = record["guard"]
                 elif kind == "step":
-                    key = record["trajectory"]
-                    found.setdefault(key, Trajectory(key, record["task"], headers[record["guard"]], file))
-                    steps.setdefault(key, {})[record["step"]] = _step(record)
+                    # A redaction hook may have dropped the header.
+                    start = Trajectory(record["trajectory"], record["task"], headers.get(record["guard"], {}), file)
+                    logged.append((record["time"], start, _step(record)))
                 elif kind == "outcome":
-                    outcomes[record["trajectory"]] = _outcome(record)
+                    logged.append((record["time"], Trajectory(record["trajectory"], "", {}, file), _outcome(record)))
                 # Unknown types are from a later minor version: skipped.
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 what = f"missing field {error}" if isinstance(error, KeyError) else str(error)
                 raise TraceError(f"{file}:{line}: bad trace record: {what}") from error
-    for key, trajectory in found.items():
-        trajectory.steps = [record for _, record in sorted(steps[key].items())]
-        trajectory.outcome = outcomes.get(key)
-    return list(found.values())
+    found: dict[str, list[Trajectory]] = {}
+    # Processes may take turns on a thread, each with a file of its own.
+    for _, start, entry in sorted(logged, key=lambda item: item[0]):
+        if isinstance(entry, StepRecord):
+            _append(found.setdefault(start.id, []), start, entry)
+        elif branches := found.get(start.id):
+            branches[-1].outcome = entry
+    return [trajectory for branches in found.values() for trajectory in branches]
+
+
+def _append(branches: list[Trajectory], start: Trajectory, step: StepRecord) -> None:
+    """Add a step to the branch that it continues, last used branch last; open a new one where it continues none's end."""
+    for branch in reversed(branches):
+        known = len(branch.steps)
+        if step.step == known and (not known or branch.steps[-1].at == step.after):
+            branch.steps.append(step)
+        elif step.step < known and (branch.steps[step.step].at, branch.steps[step.step].after) == (step.at, step.after):
+            # Judged again: what came of the first judgement is not on record as this one's.
+            branch.steps[step.step :] = [step]
+        else:
+            continue
+        branches.remove(branch)
+        branches.append(branch)
+        return
+    parent = next(
+        (b for b in reversed(branches) if 0 < step.step <= len(b.steps) and b.steps[step.step - 1].at == step.after),
+        None,
+    )
+    start.steps = [*(parent.steps[: step.step] if parent else ()), step]
+    if branches:
+        start.id = f"{start.id}#{len(branches) + 1}"
+    branches.append(start)
 
 
 def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -322,6 +370,8 @@ def _step(record: Mapping[str, Any]) -> StepRecord:
         messages=record["messages"],
         time=record["time"],
         seconds=record["seconds"],
+        at=record.get("at", ""),
+        after=record.get("after"),
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolMessage
@@ -304,13 +305,13 @@ def _step_text(step: Step, new: Sequence[BaseMessage], count: Callable[[str], in
     Raises:
         WindowError: If the calls, or the human's words, do not fit their ceilings.
     """
-    calls = _fit([lambda scale=scale: _calls(step, scale) for scale in _SCALES], count, limits.step * 3 // 4)
+    calls = _fit([partial(_calls, step, scale) for scale in _SCALES], count, limits.step * 3 // 4)
     if calls is None:
         raise WindowError(f"the {len(step.calls)} calls of the step do not fit {limits.step * 3 // 4} tokens")
     humans = _human_lines([m for m in new if is_human(m)], count, limits.human)
     room = limits.step - count("\n".join(calls)) - 16
     others = [m for m in new if not is_human(m) and not isinstance(m, SystemMessage)]
-    news = _fit([lambda scale=scale: _news(others, step.calls, scale) for scale in _SCALES], count, room)
+    news = _fit([partial(_news, others, step.calls, scale) for scale in _SCALES], count, room)
     if news is None:
         news = _newest(_news(others, step.calls, _SCALES[-1]), count, room)
     return "\n".join([*humans, *news, *calls])
@@ -347,7 +348,11 @@ def _human_lines(messages: Sequence[BaseMessage], count: Callable[[str], int], r
     """
     said = [message_text(m) for m in messages]
     sizes = (1200, 600, 300, 160, 100)
-    lines = _fit([lambda size=size: [f"user: {quoted(text, size)}" for text in said] for size in sizes], count, room)
+
+    def clipped(size: int) -> list[str]:
+        return [f"user: {quoted(text, size)}" for text in said]
+
+    lines = _fit([partial(clipped, size) for size in sizes], count, room)
     if lines is None:
         raise WindowError(f"{len(said)} new messages of the user do not fit {room} tokens")
     return lines

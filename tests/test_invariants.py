@@ -16,8 +16,9 @@ from scripted_agents import Scripted, assert_valid, calls, hand_written, make_to
 
 from mosaic_guard import Guard, ScriptedGuardModel, guarded_graph
 
+# langgraph's checkpoints hold integers of 64 bits.
 ARGUMENTS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
     max_leaves=4,
 )

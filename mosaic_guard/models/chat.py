@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from mosaic_guard._blocks import DECISION_END, Blocks, GrammarError, parse_blocks, write_blocks
+from mosaic_guard._blocks import DECISION_END, Blocks, GrammarError, parse_blocks, verdict_line, write_blocks
 from mosaic_guard._evidence import message_text
 from mosaic_guard._transcript import Piece, Prompt, Turn
 from mosaic_guard.models.guard_model import Checked, Decide, GuardModel, Planned
@@ -58,10 +58,14 @@ class ChatGuardModel(GuardModel):
         """Read the decisions from the answer."""
         blocks = parse_blocks(planned.state["answer"], len(prompt.step.calls))
         known = planned.state["p_refuse"] or [1.0 if verdict == "refuse" else 0.0 for verdict in blocks.verdicts]
-        verdicts = tuple(decide(index, p)[0] for index, p in enumerate(known))
         safety = None if prompt.check == "never" else blocks.safety_thoughts
-        said = write_blocks(Blocks(blocks.think, safety, verdicts))
-        return Checked(safety, tuple(known), (*planned.turns, Turn("assistant", (Piece("sampled", said),), said)))
+        pieces = [Piece("sampled", write_blocks(Blocks(blocks.think, safety, ())).removesuffix(DECISION_END))]
+        for index, p_refuse in enumerate(known):
+            verdict, kind = decide(index, p_refuse)
+            pieces += [Piece("forced", verdict_line(index)), Piece(kind, f" {verdict}"), Piece("forced", "\n")]
+        pieces.append(Piece("forced", DECISION_END))
+        said = "".join(piece.text for piece in pieces)
+        return Checked(safety, tuple(known), (*planned.turns, Turn("assistant", tuple(pieces), said)))
 
     def _planned(self, prompt: Prompt, answer: BaseMessage) -> Planned:
         text = message_text(answer)
