@@ -41,7 +41,7 @@ demo: install ## Run the demonstration: examples/demo.py
 test: install ## Run all tests (ARGS="-k name" to choose)
 	$(PY) -m pytest $(ARGS)
 
-test-fast: install ## Run the tests that do not load the default model
+test-fast: install ## Run the tests without a language model, in under a minute
 	$(PY) -m pytest -m "not model" $(ARGS)
 
 check: install ## Check formatting, lint and types

@@ -20,6 +20,8 @@ from mosaic_guard.models.chat_format import ChatFormat
 from mosaic_guard.models.local import LocalGuardModel
 from mosaic_guard.models.prefix_cache import PrefixCache
 
+pytestmark = pytest.mark.model
+
 LIMITS = Limits(plan=6, safety=6)
 
 

@@ -20,6 +20,8 @@ from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.tokens import CHOSEN, REJECTED, SHARED, PairRow, TokenSequence, merge
 from mosaic_guard_training.trainer import quiet_libraries
 
+pytestmark = pytest.mark.model
+
 Sides = tuple[list[TokenSequence], list[TokenSequence]]
 
 

@@ -22,6 +22,8 @@ from mosaic_guard.train import main
 from mosaic_guard_training.outputs import Output, data_digest, read_losses, trace_files
 from mosaic_guard_training.settings import TrainSettings, parse_settings
 
+pytestmark = pytest.mark.model
+
 ROOT = Path(__file__).parent.parent
 
 
