@@ -44,9 +44,7 @@ def main() -> None:
     evaluate("default", output / "before", options.pairs)
 
     console.rule("3. Training on the traces")
-    run(
-        "mosaic_guard.train", "--traces", traces, "--output", guard, "--max-tokens", options.train_tokens, "--epochs", 1
-    )
+    run("mosaic_guard.train", "--traces", traces, "--output", guard, "--max-tokens", options.train_tokens, *SMALL_RUN)
 
     console.rule("4. Evaluation after training (banking)")
     evaluate(guard, output / "after", options.pairs)

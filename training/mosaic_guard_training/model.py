@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from mosaic_guard_training.errors import TrainingError
 
 if TYPE_CHECKING:
-    import torch
-
     from mosaic_guard._trace import Trajectory
     from mosaic_guard_training.settings import TrainSettings
 
@@ -85,8 +83,13 @@ def _adapter_directory(path: Path) -> Path:
     raise TrainingError(f"no adapter at {str(path)!r}: name a directory with {ADAPTER_WEIGHTS}, or a trained guard's")
 
 
-def load_start(start: Start, settings: TrainSettings, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+def load_start(start: Start, settings: TrainSettings, dtype: str) -> tuple[Any, Any, Any]:
     """Load what training starts from.
+
+    Args:
+        start: What.
+        settings: The shape of a new adapter.
+        dtype: Precision of the base model, as `choose_dtype` names it.
 
     Returns:
         (model, tokenizer, configuration of the new LoRA adapter) for the trainer. Where training goes on from an
@@ -96,11 +99,12 @@ def load_start(start: Start, settings: TrainSettings, dtype: torch.dtype) -> tup
         ModelLoadError: If the base model cannot be loaded.
         TrainingError: If the adapter does not fit it.
     """
+    import torch
     from peft import LoraConfig, PeftModel
 
     from mosaic_guard.models.weights import load_base_model
 
-    model, tokenizer = load_base_model(start.base_model, dtype=dtype)
+    model, tokenizer = load_base_model(start.base_model, dtype=getattr(torch, dtype))
     if start.adapter is None:
         names = settings.lora_targets
         targets = names if names == "all-linear" else [name.strip() for name in names.split(",")]
@@ -120,20 +124,20 @@ def load_start(start: Start, settings: TrainSettings, dtype: torch.dtype) -> tup
         ) from error
 
 
-def choose_dtype(wanted: str) -> torch.dtype:
-    """The precision of the base model; the adapter's own weights are float32 in any case.
+def choose_dtype(wanted: str) -> str:
+    """The precision of the base model, `float32` or `bfloat16`; the adapter's own weights are float32 in any case.
 
     Args:
         wanted: `float32`, `bfloat16` or `auto`: bfloat16 on a GPU that has it and on a CPU with matrix tiles (AMX).
             Other CPUs multiply no faster in bfloat16, whatever their flags say.
     """
+    if wanted != "auto":
+        return wanted
     import torch
 
-    if wanted != "auto":
-        return torch.float32 if wanted == "float32" else torch.bfloat16
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported()
     else:
         tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
         fast = tiles is not None and tiles()
-    return torch.bfloat16 if fast else torch.float32
+    return "bfloat16" if fast else "float32"

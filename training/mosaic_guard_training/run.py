@@ -8,7 +8,6 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from mosaic_guard_training.budget import Budget, lopsided
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.model import Start, starting_point
 from mosaic_guard_training.outputs import Output, data_digest, read_losses, trace_files, write_json
-from mosaic_guard_training.pairs import KINDS, PreferencePair, build_pairs
+from mosaic_guard_training.pairs import KINDS, Pairs, PreferencePair, build_pairs
 from mosaic_guard_training.settings import TrainSettings
 from mosaic_guard_training.tokens import PairRow, pair_row
 from mosaic_guard_training.twins import REFUSE, word_ids
@@ -28,12 +27,8 @@ class Interrupted(Exception):
     """A signal stopped the run; the message says how to go on."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """What the trainer sees of a pair, and where it comes from."""
-
-    pair: PreferencePair
-    row: PairRow
+Example = tuple[PreferencePair, PairRow]
+"""A pair, and what the trainer sees of it."""
 
 
 def train(settings: TrainSettings, console: Console | None = None) -> Output:
@@ -82,18 +77,18 @@ class _Run:
         start = starting_point(trajectories, settings.adapter)
         data = {"digest": data_digest(files), "files": len(files), "trajectories": len(trajectories)}
 
-        refuse_ids = word_ids(trajectories, REFUSE) or _refuse_ids(start.base_model)
-        pairs = self._pairs(trajectories, refuse_ids)
-
-        noted = self._output.noted()
-        import torch
+        known = word_ids(trajectories, REFUSE)
+        # The ids decide what the pairs say, not how many there are: too few is seen before a model is loaded.
+        pairs = self._pairs(trajectories, known or [0])
+        self._report(len(trajectories), pairs)
 
         from mosaic_guard_training.model import choose_dtype, load_start
 
-        dtype = getattr(torch, noted.get("dtype") or str(choose_dtype(settings.dtype)).removeprefix("torch."))
+        dtype = self._output.noted().get("dtype") or choose_dtype(settings.dtype)
         model, tokenizer, lora = load_start(start, settings, dtype)
-        examples = self._examples(pairs, model.config)
-        name = str(dtype).removeprefix("torch.")
+        if known is None:
+            pairs = self._pairs(trajectories, tokenizer.encode(REFUSE, add_special_tokens=False))
+        examples = self._examples(pairs.pairs, model.config)
         if self._first:
             self._output.begin(
                 {
@@ -101,13 +96,13 @@ class _Run:
                     "parent_adapter": start.adapter_digest,
                     "traces": data["digest"],
                     "settings": settings.to_dict(),
-                    "dtype": name,
-                    "pairs": hashlib.sha256("".join(e.row.digest() for e in examples).encode()).hexdigest(),
+                    "dtype": dtype,
+                    "pairs": hashlib.sha256("".join(row.digest() for _, row in examples).encode()).hexdigest(),
                 }
             )
         self._train(model, tokenizer, lora, examples, start)
         if self._first:
-            self._finish(trajectories, start, data, examples, name)
+            self._finish(trajectories, start, data, examples, dtype)
         return self._output
 
     def _read(self) -> list[Trajectory]:
@@ -118,20 +113,21 @@ class _Run:
             self._console.print(f"note: {warning.message}", markup=False)
         return trajectories
 
-    def _pairs(self, trajectories: Sequence[Trajectory], refuse_ids: Sequence[int]) -> list[PreferencePair]:
+    def _pairs(self, trajectories: Sequence[Trajectory], refuse_ids: Sequence[int]) -> Pairs:
         settings = self._settings
-        found = build_pairs(
+        return build_pairs(
             trajectories,
             refuse_ids,
             per_task=settings.pairs_per_task,
             harmless_twins=settings.harmless_twins,
             seed=settings.seed,
         )
-        self._say(f"{len(trajectories)} trajectories give {_listed(found.counts())}")
+
+    def _report(self, trajectories: int, found: Pairs) -> None:
+        self._say(f"{trajectories} trajectories give {_listed(found.counts())}")
         for reason, number in sorted(found.skipped.items()):
             self._say(f"  left out: {number} {reason}")
         self._enough(found.counts())
-        return found.pairs
 
     def _examples(self, pairs: Sequence[PreferencePair], config: Any) -> list[Example]:
         """The pairs to train on as rows: all that differ, within the budget."""
@@ -153,7 +149,7 @@ class _Run:
         self._say(f"training on {_listed(counts)}: {tokens:,} tokens, {settings.epochs:g} times")
         if warning := lopsided(counts):
             self._say(f"warning: {warning}")
-        return [Example(pair, row) for pair, row in chosen]
+        return chosen
 
     def _enough(self, counts: dict[str, int]) -> None:
         if sum(counts.values()) < self._settings.min_pairs:
@@ -172,7 +168,9 @@ class _Run:
         last = self._output.last_checkpoint() if self._settings.resume else None
         try:
             with quiet_libraries():
-                trainer = build_trainer(model, tokenizer, lora, [e.row for e in examples], self._settings, self._output)
+                trainer = build_trainer(
+                    model, tokenizer, lora, [row for _, row in examples], self._settings, self._output
+                )
                 for callback in callbacks:
                     trainer.add_callback(callback)
                 self._output.need_space(bytes_needed(trainer.model, self._settings.keep_checkpoints))
@@ -207,8 +205,8 @@ class _Run:
 
         losses = read_losses(self._output.losses)
         draw_curve(losses, self._output.curve)
-        counts = _counts([(e.pair, e.row) for e in examples])
-        metrics = metrics_of(losses, counts, sum(len(e.row) for e in examples))
+        counts = _counts(examples)
+        metrics = metrics_of(losses, counts, sum(len(row) for _, row in examples))
         record = manifest(
             start=start,
             settings=self._settings,
@@ -229,13 +227,7 @@ class _Run:
         self._console.print(text, markup=False, soft_wrap=True)
 
 
-def _refuse_ids(base_model: str) -> tuple[int, ...]:
-    from mosaic_guard.models.weights import load_base_model
-
-    return tuple(load_base_model(base_model)[1].encode(REFUSE, add_special_tokens=False))
-
-
-def _counts(examples: Sequence[tuple[PreferencePair, PairRow]]) -> dict[str, int]:
+def _counts(examples: Sequence[Example]) -> dict[str, int]:
     found = Counter(pair.kind for pair, _ in examples)
     return {kind: found[kind] for kind in KINDS}
 
