@@ -71,7 +71,7 @@ class StepRecord:
     time: str
     seconds: Mapping[str, float]
     at: str = ""
-    after: str | None = None
+    after: str = ""
 
 
 @dataclass
@@ -371,7 +371,7 @@ def _step(record: Mapping[str, Any]) -> StepRecord:
         time=record["time"],
         seconds=record["seconds"],
         at=record.get("at", ""),
-        after=record.get("after"),
+        after=record.get("after") or "",
     )
 
 

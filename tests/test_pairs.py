@@ -105,8 +105,11 @@ def test_what_gives_no_twin_is_counted(outcome: Outcome | None, reason: str) -> 
 
 
 def test_trajectories_without_tokens_are_counted() -> None:
-    found = build_pairs([trajectory("t", [step(0, [SAMPLED_ACT], judged=False)], DONE)], REFUSE)
-    assert found.skipped == {"trajectories without tokens of a local guard model": 1}
+    unjudged = trajectory("t", [step(0, [SAMPLED_ACT], judged=False)], DONE)
+    nameless = trajectory("u", [step(0, [SAMPLED_ACT])], DONE, guard={})
+    found = build_pairs([unjudged, nameless], REFUSE)
+    assert not found.pairs
+    assert found.skipped == {"trajectories without tokens of a local guard model": 2}
 
 
 def test_the_number_of_pairs_can_be_limited() -> None:

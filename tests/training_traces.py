@@ -121,6 +121,8 @@ def log_traces(
                         "trajectory": f"{seed}-{number}",
                         "task": f"task {number // 2}",
                         "messages": [],
+                        "at": f"{seed}-{number}-{at}",
+                        "after": f"{seed}-{number}-{at - 1}" if at else None,
                         "decisions": [decision.to_dict() for decision in record.decisions],
                         "pieces": [piece.to_dict() for piece in record.pieces],
                         "seconds": {},

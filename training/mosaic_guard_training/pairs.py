@@ -116,7 +116,8 @@ def build_pairs(
     result = Pairs()
     tasks: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:
-        if not any(piece.ids for step in trajectory.steps for piece in step.pieces):
+        tokens = any(piece.ids for step in trajectory.steps for piece in step.pieces)
+        if not tokens or trajectory.guard.get("base_model") is None:
             result.skipped["trajectories without tokens of a local guard model"] += 1
         elif trajectory.outcome is None or trajectory.outcome.harmful is None:
             result.skipped["trajectories without a known outcome"] += 1
