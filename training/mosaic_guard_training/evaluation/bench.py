@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
 from mosaic_guard import Call, Guard, LocalGuardModel, Step
+from mosaic_guard._transcript import JudgedStep
 
 FIRST, LAST = 3, 20
+COMPARED = (FIRST, 10, LAST)
 """The steps (from 1) that are compared."""
 
 
@@ -49,38 +50,28 @@ def equal_steps(steps: int) -> list[list[BaseMessage]]:
     return histories
 
 
-def measure(model: LocalGuardModel, repeats: int, only: Sequence[int] | None = None) -> StepTimes:
-    """Judge the thread `repeats` times.
+def bench(repeats: int = 3) -> dict[str, StepTimes]:
+    """The default model with its prefix cache on a thread of equal steps; at some of them, without, on the same history.
 
     Args:
-        model: The guard model; its plans are cut at a fixed length by the guard's limits.
-        repeats: How often.
-        only: Time only these steps (from 1); the others are judged all the same, for the history.
+        repeats: How many threads. One more is judged first and not counted: a process starts slowly.
     """
-    seconds: dict[int, list[float]] = {}
-    for _ in range(repeats):
-        guard = Guard(model)
-        history = []
-        for number, messages in enumerate(equal_steps(LAST), 1):
+    cached = LocalGuardModel()
+    plain = LocalGuardModel.of(cached.model, cached.tokenizer, name=cached.name, cache_tokens=0)
+    found: dict[str, dict[int, list[float]]] = {"prefix cache": {}, "no cache": {}}
+    for repeat in range(repeats + 1):
+        history: list[JudgedStep] = []
+        for number, messages in enumerate(equal_steps(LAST if repeat else FIRST), 1):
             call = messages[-1].tool_calls[0]  # type: ignore[attr-defined]
             step = Step(messages, (Call(0, call["id"], call["name"], call["args"]),))
-            started = time.perf_counter()
-            judgement = guard.check(step, guard.plan(step, history), history, number=number - 1)
-            if only is None or number in only:
-                seconds.setdefault(number, []).append(time.perf_counter() - started)
-            if judgement.judged is not None:
-                history.append(judgement.judged)
-    return StepTimes(seconds)
-
-
-def bench(repeats: int = 3) -> dict[str, StepTimes]:
-    """The default model with and without its prefix cache, interleaved."""
-    cached = LocalGuardModel()
-    plain = LocalGuardModel.of(cached.model, cached.tokenizer, name=cached.base, cache_tokens=0)
-    measure(cached, 1)  # the first run of a process is slower
-    found: dict[str, dict[int, list[float]]] = {"prefix cache": {}, "no cache": {}}
-    for _ in range(repeats):
-        for name, model in (("prefix cache", cached), ("no cache", plain)):
-            for step, times in measure(model, 1).seconds.items():
-                found[name].setdefault(step, []).extend(times)
+            models = [("prefix cache", cached)] + ([("no cache", plain)] if number in COMPARED else [])
+            judged = None
+            for name, model in reversed(models):  # the cached one last: its turns go into the history
+                guard = Guard(model)
+                started = time.perf_counter()
+                judged = guard.check(step, guard.plan(step, history), history, number=number - 1).judged
+                if repeat:
+                    found[name].setdefault(number, []).append(time.perf_counter() - started)
+            if judged is not None:
+                history.append(judged)
     return {name: StepTimes(seconds) for name, seconds in found.items()}
