@@ -5,6 +5,7 @@ A thin door to `mosaic_guard_training`; `--help` lists the settings.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mosaic_guard_training.settings import parse_settings
 
     settings = parse_settings(arguments)
+    # Before torch is loaded: threads that spin while they wait make training many times slower beside other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if any(find_spec(name) is None for name in _NEEDED):
             raise MissingExtraError("training", "train")

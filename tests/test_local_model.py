@@ -203,6 +203,12 @@ def test_prefix_cache_keeps_its_size_and_the_longest_prefix() -> None:
     cache.put([1] * 8, States(8))
     cache.put([2] * 8, States(8))
     assert cache.take([1, 1]) == (0, None)
+    longer, own = States(6), States(3)
+    cache = PrefixCache(tokens=20)
+    cache.put([1, 2, 3, 4, 5, 6], longer)
+    cache.put([1, 2, 3], own)
+    assert cache.take([1, 2, 3, 4])[1] is not own, "the longer prefix wins"
+    assert cache.take([1, 2, 3, 9]) == (3, own), "no copy where an entry ends there"
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Any) -> None:

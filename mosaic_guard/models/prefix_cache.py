@@ -26,7 +26,8 @@ class PrefixCache:
         best, length = -1, 0
         for number, (known, _) in enumerate(self._entries):
             shared = _shared(known, ids)
-            if shared > length:
+            # Of equally long ones, the entry that ends there: it is handed over, the other would have to be copied.
+            if shared > length or (shared == length > 0 and len(known) == shared):
                 best, length = number, shared
         length = min(length, len(ids) - 1)
         if best < 0 or length <= 0:
