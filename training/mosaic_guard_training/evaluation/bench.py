@@ -38,9 +38,14 @@ class StepTimes:
         return self.median(LAST) / self.median(FIRST)
 
 
-def equal_steps(steps: int) -> list[list[BaseMessage]]:
-    """The histories that the steps of one thread see; every step adds a look-up of the same size."""
-    messages: list[BaseMessage] = [HumanMessage("Please read my notes one after the other and tell me what is due.")]
+def equal_steps(steps: int, thread: int = 0) -> list[list[BaseMessage]]:
+    """The histories that the steps of one thread see; every step adds a look-up of the same size.
+
+    Threads differ from their first words on, so that the prefix cache knows nothing of a new one but the system turn.
+    """
+    messages: list[BaseMessage] = [
+        HumanMessage(f"Please read the notes of week {thread} one after the other and tell me what is due.")
+    ]
     histories = []
     for number in range(1, steps + 1):
         proposal = {"name": "read_note", "args": {"name": f"note-{number:02}.txt"}, "id": f"{number}"}
@@ -64,7 +69,7 @@ def bench(repeats: int = 3) -> dict[str, StepTimes]:
     found: dict[str, dict[int, list[float]]] = {"prefix cache": {}, "no cache": {}}
     for repeat in range(repeats + 1):
         history: list[JudgedStep] = []
-        for number, messages in enumerate(equal_steps(LAST if repeat else FIRST), 1):
+        for number, messages in enumerate(equal_steps(LAST if repeat else FIRST, repeat), 1):
             call = messages[-1].tool_calls[0]  # type: ignore[attr-defined]
             step = Step(messages, (Call(0, call["id"], call["name"], call["args"]),))
             models = [("prefix cache", cached)] + ([("no cache", plain)] if number in COMPARED else [])
