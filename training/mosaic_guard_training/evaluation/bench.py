@@ -18,8 +18,7 @@ FIRST, LAST = 3, 20
 COMPARED = (FIRST, 10, LAST)
 """The steps (from 1) that are compared."""
 EQUAL = Limits(plan=12)
-"""Every plan is cut at this length: steps of equal size also write equally much. (Left alone, the plan of step 3 here is a
-third as long as that of step 20, which says nothing about the cache.)"""
+"""Every plan is cut at this length, so that steps of equal size also write about equally much."""
 
 
 @dataclass(frozen=True)
