@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import subprocess
 import sys
 import threading
 from typing import Any
 
 import pytest
+import torch
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.prebuilt import ToolNode
 from scripted_agents import Scripted, assert_valid, calls, hand_written, make_tools
@@ -16,8 +18,10 @@ from tiny_model import tiny_model
 
 from mosaic_guard import Call, Guard, Limits, ModelLoadError, Step, TraceWriter, guarded_graph, read_traces
 from mosaic_guard._blocks import parse_blocks
+from mosaic_guard.models.attention import SHARED_KEYS, share_keys
 from mosaic_guard.models.chat_format import ChatFormat
 from mosaic_guard.models.local import LocalGuardModel
+from mosaic_guard.models.local_states import GrowingStates
 from mosaic_guard.models.prefix_cache import PrefixCache
 
 pytestmark = pytest.mark.model
@@ -121,6 +125,44 @@ def test_a_forked_thread_does_not_disturb_the_other(tiny: Any) -> None:
     assert [j.judged.turns[-1].ids for j in first] == [j.judged.turns[-1].ids for j in again]
 
 
+def test_a_fork_and_what_it_left_go_on_apart(tiny: Any) -> None:
+    """Both read the states of the same first tokens, and neither sees what the other one appends."""
+    model = tiny[0]
+
+    def logits(states: Any, ids: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(input_ids=torch.tensor([ids]), past_key_values=states, use_cache=True).logits[0, -1]
+
+    stem = GrowingStates(model)
+    logits(stem, [5, 6, 7, 8, 9, 10])
+    fork = stem.front(4)
+    assert (fork.get_seq_length(), stem.get_seq_length()) == (4, 6)
+    for token in range(20, 30):
+        logits(fork, [token])
+        logits(stem, [token + 10])
+    again = logits(GrowingStates(model), [5, 6, 7, 8, *range(20, 30), 50])
+    torch.testing.assert_close(logits(fork, [50]), again, atol=1e-4, rtol=0)
+    again = logits(GrowingStates(model), [5, 6, 7, 8, 9, 10, *range(30, 40), 50])
+    torch.testing.assert_close(logits(stem, [50]), again, atol=1e-4, rtol=0)
+    assert GrowingStates(model).front(0).get_seq_length() == 0
+
+
+def test_shared_keys_give_what_transformers_gives(tiny: Any) -> None:
+    model = copy.deepcopy(tiny[0])
+    assert model.config.num_attention_heads > model.config.num_key_value_heads
+    ids = torch.randint(0, 100, (1, 40), generator=torch.Generator().manual_seed(0))
+    found = []
+    for implementation in ("sdpa", None):
+        if implementation is None:
+            share_keys(model)
+        with torch.inference_mode():
+            first = model(input_ids=ids[:, :20], use_cache=True)
+            rest = model(input_ids=ids[:, 20:], past_key_values=first.past_key_values)
+        found.append(torch.cat([first.logits, rest.logits], dim=1))
+    assert model.config._attn_implementation == SHARED_KEYS
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=0)
+
+
 def test_threads_share_one_model(tiny: Any) -> None:
     guard = Guard(local(tiny), limits=LIMITS)
     results: list[Any] = []
@@ -190,8 +232,8 @@ def test_prefix_cache_keeps_its_size_and_the_longest_prefix() -> None:
         def __init__(self, length: int) -> None:
             self.length = length
 
-        def crop(self, change: int) -> None:
-            self.length += change
+        def front(self, length: int) -> States:
+            return States(length)
 
     cache = PrefixCache(tokens=10)
     cache.put([1, 2, 3, 4], States(4))

@@ -52,6 +52,9 @@ class LocalGuardModel(GuardModel):
     ) -> None:
         self.base = DEFAULT_BASE if base is None else str(base)
         model, tokenizer = load_base_model(base, device=device, dtype=dtype)
+        from mosaic_guard.models.attention import share_keys  # needs torch
+
+        share_keys(model)
         self._adapter_digest: str | None = None
         if adapter is not None:
             model, self._adapter_digest = _with_adapter(model, Path(adapter))
@@ -256,9 +259,9 @@ class _Writer:
         if self._states is None and owner._cache is not None:
             self._seen, self._states = owner._cache.take(self._ids)
         if self._states is None:
-            from mosaic_guard.models.local_states import growing_states
+            from mosaic_guard.models.local_states import GrowingStates
 
-            self._states = growing_states(owner._model)
+            self._states = GrowingStates(owner._model)
         if len(self._ids) > owner.window:
             raise ValueError(f"the transcript has {len(self._ids)} tokens, more than the window of {owner.window}")
         device = owner._model.device

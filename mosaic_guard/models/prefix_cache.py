@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +20,12 @@ class PrefixCache:
     def take(self, ids: Sequence[int]) -> tuple[int, Any]:
         """(n, states of the first n ids) for the longest prefix known, always shorter than `ids`; (0, None) if none is.
 
-        Where the whole of an entry is a prefix, it is handed over and forgotten here; else its states are copied.
+        Where the whole of an entry is a prefix, it is handed over and forgotten here; else its front is.
         """
         best, length = -1, 0
         for number, (known, _) in enumerate(self._entries):
             shared = _shared(known, ids)
-            # Of equally long ones, the entry that ends there: it is handed over, the other would have to be copied.
+            # Of equally long ones, the entry that ends there: it goes on in its own store.
             if shared > length or (shared == length > 0 and len(known) == shared):
                 best, length = number, shared
         length = min(length, len(ids) - 1)
@@ -36,9 +35,7 @@ class PrefixCache:
         if len(known) == length:
             del self._entries[best]
             return length, states
-        states = copy.deepcopy(states)
-        states.crop(length - len(known))
-        return length, states
+        return length, states.front(length)
 
     def put(self, ids: Sequence[int], states: Any) -> None:
         """Keep the states of `ids`."""

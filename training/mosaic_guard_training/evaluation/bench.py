@@ -11,14 +11,12 @@ from dataclasses import dataclass
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
-from mosaic_guard import Call, Guard, Limits, LocalGuardModel, Step
+from mosaic_guard import Call, Guard, LocalGuardModel, Step
 from mosaic_guard._transcript import JudgedStep
 
 FIRST, LAST = 3, 20
 COMPARED = (FIRST, 10, LAST)
 """The steps (from 1) that are compared."""
-EQUAL = Limits(plan=12)
-"""Every plan is cut at this length, so that steps of equal size also write about equally much."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,17 @@ class StepTimes:
     def ratio(self) -> float:
         """Time at the last step over time at the first that is compared."""
         return self.median(LAST) / self.median(FIRST)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured."""
+
+    cached: StepTimes
+    plain: StepTimes
+    """The same model without a prefix cache."""
+    tokens: dict[int, list[int]]
+    """Tokens that a step added to the transcript, by step number: whether the steps were of equal size."""
 
 
 def equal_steps(steps: int, thread: int = 0) -> list[list[BaseMessage]]:
@@ -57,28 +66,30 @@ def equal_steps(steps: int, thread: int = 0) -> list[list[BaseMessage]]:
     return histories
 
 
-def bench(repeats: int = 3) -> dict[str, StepTimes]:
-    """The default model with its prefix cache on a thread of equal steps; at some of them, without, on the same history.
+def bench(repeats: int = 3) -> Bench:
+    """The default model as shipped on threads of equal steps; at some of them, without its cache on the same history.
 
     Args:
         repeats: How many threads. One more is judged first and not counted: a process starts slowly.
     """
     cached = LocalGuardModel()
     plain = LocalGuardModel.of(cached.model, cached.tokenizer, name=cached.name, cache_tokens=0)
-    found: dict[str, dict[int, list[float]]] = {"prefix cache": {}, "no cache": {}}
+    found: tuple[StepTimes, StepTimes] = (StepTimes({}), StepTimes({}))
+    tokens: dict[int, list[int]] = {}
     for repeat in range(repeats + 1):
         history: list[JudgedStep] = []
         for number, messages in enumerate(equal_steps(LAST if repeat else FIRST, repeat), 1):
             call = messages[-1].tool_calls[0]  # type: ignore[attr-defined]
             step = Step(messages, (Call(0, call["id"], call["name"], call["args"]),))
-            models = [("prefix cache", cached)] + ([("no cache", plain)] if number in COMPARED else [])
             judged = None
-            for name, model in reversed(models):  # the cached one last: its turns go into the history
-                guard = Guard(model, limits=EQUAL, check="never")
+            for times, model in zip(found, (cached, plain) if number in COMPARED else (cached,), strict=False):
+                guard = Guard(model)
                 started = time.perf_counter()
-                judged = guard.check(step, guard.plan(step, history), history, number=number - 1).judged
+                judgement = guard.check(step, guard.plan(step, history), history, number=number - 1)
                 if repeat:
-                    found[name].setdefault(number, []).append(time.perf_counter() - started)
+                    times.seconds.setdefault(number, []).append(time.perf_counter() - started)
+                judged = judged or judgement.judged
             if judged is not None:
                 history.append(judged)
-    return {name: StepTimes(seconds) for name, seconds in found.items()}
+                tokens.setdefault(number, []).append(sum(len(turn.ids) for turn in judged.turns))
+    return Bench(*found, tokens)
