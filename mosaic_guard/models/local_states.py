@@ -68,7 +68,7 @@ class GrowingStates(_States):  # type: ignore[misc]
 
     def __init__(self, model: Any) -> None:
         super().__init__(config=model.config)
-        self.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+        self.layers: list[Any] = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
 
     def front(self, length: int) -> GrowingStates:
         """The states of the first `length` tokens, for another continuation."""
