@@ -22,8 +22,21 @@ those (new input, an edited state) drops the routes with them."""
 HIDDEN_CHANNELS = frozenset({GUARD_CHANNEL, ROUTES_CHANNEL})
 READ = "__pregel_read"
 """Where langgraph puts a task's state reader into its config; its own ToolNode reads the state by it."""
+CHECKPOINTER = "__pregel_checkpointer"
+"""Where langgraph puts the checkpointer of the run into a task's config."""
+TASK_ID = "__pregel_task_id"
+"""In the config of a graph that runs inside another one."""
 SEND = "__pregel_send"
 """Where langgraph puts a task's writer into its config; its own branches write by it."""
+
+
+Channel = Mapping[str, Any]
+"""What the guard's channel holds."""
+
+
+def channel_of(config: RunnableConfig) -> Channel:
+    """The guard's channel as the running task sees it; empty before the first step."""
+    return read(config, GUARD_CHANNEL) or {}
 
 
 def merge(current: dict[str, Any] | None, update: dict[str, Any] | None) -> dict[str, Any]:

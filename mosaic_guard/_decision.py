@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 Verdict = Literal["act", "refuse", "ask"]
 """What becomes of a call: it runs, it is answered with a reason, or a person decides."""
 
-Source = Literal["model", "policy", "threshold", "error"]
-"""Who decided: the guard model itself, a policy rule, a threshold other than the model's own choice, or a failure."""
+Source = Literal["model", "policy", "threshold", "error", "limit"]
+"""Who decided: the guard model itself, a policy rule, a threshold other than the model's own choice, a failure, or the limit of
+refusals in a row."""
 
 
 def canonical_json(value: Any) -> str:

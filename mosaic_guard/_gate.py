@@ -1,8 +1,8 @@
 """The two gates of a tool node: before it, and innermost at each tool body.
 
 The first sends unjudged calls back to `plan` and answers refused ones. The second stands behind every `wrap_tool_call`:
-whatever was rewritten on the way no longer matches its clearance and does not run. Both compare the arguments as the model
-wrote them, before state, store or runtime are injected.
+whatever was rewritten on the way no longer matches its clearance and is judged again, or does not run. Both compare the
+arguments as the model wrote them, before state, store or runtime are injected.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -21,14 +21,20 @@ from langgraph.cache.base import BaseCache
 from langgraph.prebuilt import ToolNode
 from langgraph.types import CachePolicy, Command
 
-from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, Clearances, digest_of, write
+from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, Clearances, digest_of, read, write
+from mosaic_guard._decision import canonical_json
 from mosaic_guard._evidence import REFUSAL_MARK
 from mosaic_guard._recursion import grant_superstep
+from mosaic_guard._waiting import authority, people_said
+
+if TYPE_CHECKING:
+    from mosaic_guard._nodes import GuardNodes
 
 _handling: ContextVar[str | None] = ContextVar("mosaic_guard_handling", default=None)
 """Digest of the cleared call that is being handled."""
 
 CHANGED = "it is not the call that the guard cleared, its name or arguments were changed after the check"
+EDITED = "A person changed this call before it ran, to"
 NOT_JUDGED = "it was not judged with the other calls of its step"
 
 
@@ -65,6 +71,25 @@ def refusal_message(call: Mapping[str, Any], reason: str) -> ToolMessage:
         status="error",
         additional_kwargs={REFUSAL_MARK: "refusal"},
     )
+
+
+def answer_message(call: Mapping[str, Any], found: Mapping[str, Any]) -> ToolMessage:
+    """The answer to a call that does not run: refused, or answered by a person."""
+    if found["verdict"] != "respond":
+        return refusal_message(call, found["reason"])
+    return ToolMessage(
+        content=found["reason"],
+        name=str(call.get("name")),
+        tool_call_id=cast(str, call.get("id")),
+    )
+
+
+def _with_notice(output: Any, call: Mapping[str, Any]) -> Any:
+    """The result of a call that a person edited says so: the agent's message still shows what it wrote itself."""
+    if not (isinstance(output, ToolMessage) and isinstance(output.content, str)):
+        return output
+    notice = f"{EDITED} {call['name']} {canonical_json(call['args'])}. "
+    return output.model_copy(update={"content": notice + output.content})
 
 
 class _GatedTool:
@@ -111,7 +136,7 @@ class _GatedToolNode:
     """Mixed into a copy of a tool node."""
 
     _mosaic_name: str
-    _mosaic_plan: str
+    _mosaic_nodes: GuardNodes
     _mosaic_results: ResultCache | None
     _messages_key: str
 
@@ -141,38 +166,66 @@ class _GatedToolNode:
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         found = self._mosaic_verdict(call, tool_runtime.config)
-        if found is not None:
-            return found
-        tool_runtime.mosaic_call = digest_of(call)
+        if found["verdict"] != "act":
+            return answer_message(call, found)
+        run = {**call, **found.get("run", {})}
+        tool_runtime.mosaic_call = digest_of(run)
         try:
-            with _handle(tool_runtime.mosaic_call):
-                return super()._run_one(call, input_type, tool_runtime)  # type: ignore[misc]
+            with _handle(tool_runtime.mosaic_call), self._mosaic_authority(tool_runtime.config):
+                output = super()._run_one(run, input_type, tool_runtime)  # type: ignore[misc]
         except UnclearedCallError:
             return refusal_message(call, CHANGED)
+        return _with_notice(output, run) if "run" in found else output
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         found = self._mosaic_verdict(call, tool_runtime.config)
-        if found is not None:
-            return found
-        tool_runtime.mosaic_call = digest_of(call)
+        if found["verdict"] != "act":
+            return answer_message(call, found)
+        run = {**call, **found.get("run", {})}
+        tool_runtime.mosaic_call = digest_of(run)
         try:
-            with _handle(tool_runtime.mosaic_call):
-                return await super()._arun_one(call, input_type, tool_runtime)  # type: ignore[misc]
+            with _handle(tool_runtime.mosaic_call), self._mosaic_authority(tool_runtime.config):
+                output = await super()._arun_one(run, input_type, tool_runtime)  # type: ignore[misc]
         except UnclearedCallError:
             return refusal_message(call, CHANGED)
+        return _with_notice(output, run) if "run" in found else output
 
     # Innermost: behind every wrapper, in whichever thread, whichever tool a wrapper has put into the request.
     def _execute_tool_sync(self, request: Any, input_type: Any, config: RunnableConfig) -> Any:
         if not _unchanged(request):
-            return refusal_message(request.tool_call, CHANGED)
-        with _handle(request.runtime.mosaic_call):
-            return super()._execute_tool_sync(request, input_type, config)  # type: ignore[misc]
+            if not _can_be_judged(request):
+                return refusal_message(request.tool_call, CHANGED)
+            found = self._mosaic_nodes.judge_again(request.tool_call, config)
+            if found["verdict"] != "act":
+                return answer_message(request.tool_call, found)
+        with _handle(digest_of(request.tool_call)):
+            return super()._execute_tool_sync(self._mosaic_request(request), input_type, config)  # type: ignore[misc]
 
     async def _execute_tool_async(self, request: Any, input_type: Any, config: RunnableConfig) -> Any:
         if not _unchanged(request):
-            return refusal_message(request.tool_call, CHANGED)
-        with _handle(request.runtime.mosaic_call):
-            return await super()._execute_tool_async(request, input_type, config)  # type: ignore[misc]
+            if not _can_be_judged(request):
+                return refusal_message(request.tool_call, CHANGED)
+            found = await self._mosaic_nodes.ajudge_again(request.tool_call, config)
+            if found["verdict"] != "act":
+                return answer_message(request.tool_call, found)
+        with _handle(digest_of(request.tool_call)):
+            return await super()._execute_tool_async(self._mosaic_request(request), input_type, config)  # type: ignore[misc]
+
+    def _mosaic_request(self, request: Any) -> Any:
+        """The request; graphs inside a tool that a wrapper has put into it are guarded too."""
+        tool = request.tool
+        if tool is None or isinstance(tool, _GatedTool) or self._mosaic_nodes.nested is None:
+            return request
+        inside = self._mosaic_nodes.nested.inside(tool, f"tool {tool.name!r}")
+        return request if inside is tool else request.override(tool=inside)
+
+    @contextmanager
+    def _mosaic_authority(self, config: RunnableConfig) -> Iterator[None]:
+        token = authority.set(people_said(read(config, self._messages_key) or ()))
+        try:
+            yield
+        finally:
+            authority.reset(token)
 
     def _extract_state(self, input: Any, config: RunnableConfig) -> Any:
         state = super()._extract_state(input, config)  # type: ignore[misc]
@@ -183,12 +236,10 @@ class _GatedToolNode:
     def _mosaic_clearances(self, config: RunnableConfig) -> Clearances:
         return Clearances.of_task(config, self._messages_key, self._mosaic_name)
 
-    def _mosaic_verdict(self, call: Any, config: RunnableConfig) -> ToolMessage | None:
-        """The answer to a call that may not run; None for a cleared one."""
+    def _mosaic_verdict(self, call: Any, config: RunnableConfig) -> Mapping[str, Any]:
+        """What was decided about a call; a refusal for one that was not judged."""
         found = self._mosaic_clearances(config).verdict(call)
-        if found is None:
-            return refusal_message(call, NOT_JUDGED)
-        return None if found["verdict"] == "act" else refusal_message(call, found["reason"])
+        return {"verdict": "refuse", "reason": NOT_JUDGED} if found is None else found
 
     def _mosaic_cache_for(self, input: Any, config: RunnableConfig) -> ResultCache | None:
         """The cache, if every call is cleared: a refusal is neither kept nor answered from it."""
@@ -201,17 +252,25 @@ class _GatedToolNode:
 
     def _mosaic_unjudged(self, input: Any, config: RunnableConfig) -> Command[Any] | None:
         """The way back to `plan`, if calls of a step that was not judged at all have come here."""
-        if self._mosaic_clearances(config).verdicts:
+        if self._mosaic_clearances(config).verdicts or self._mosaic_name in self._mosaic_nodes.joined:
             return None
         calls, _ = self._parse_input(input)  # type: ignore[attr-defined]
-        if not calls:
-            return None
-        grant_superstep(config)
-        sent = (config.get("metadata") or {}).get("langgraph_path", ("",))[0] == "__pregel_push"
-        route = [self._mosaic_name, input if sent else None]
-        write(config, ROUTES_CHANNEL, [route])
-        write(config, GUARD_CHANNEL, {"bounced": self._mosaic_name})
-        return Command(goto=self._mosaic_plan)
+        return send_back(self._mosaic_nodes, self._mosaic_name, input, config) if calls else None
+
+
+def send_back(nodes: GuardNodes, name: str, input: Any, config: RunnableConfig) -> Command[Any]:
+    """From a tool node to `plan`, with the route that led there."""
+    grant_superstep(config)
+    sent = (config.get("metadata") or {}).get("langgraph_path", ("",))[0] == "__pregel_push"
+    write(config, ROUTES_CHANNEL, [[name, input if sent else None]])
+    write(config, GUARD_CHANNEL, {"bounced": name})
+    return Command(goto=nodes.plan_name)
+
+
+def _can_be_judged(request: Any) -> bool:
+    """Whether a changed request can be judged as it is: for a tool of its own name, with arguments."""
+    named = request.tool is None or request.tool.name == request.tool_call.get("name")
+    return named and isinstance(request.tool_call.get("args"), Mapping)
 
 
 def _unchanged(request: Any) -> bool:
@@ -235,13 +294,13 @@ def _gated_node_class(cls: type[ToolNode]) -> type[ToolNode]:
     return cast("type[ToolNode]", type(cls.__name__, (_GatedToolNode, cls), {"__module__": cls.__module__}))
 
 
-def gated_tool_node(node: ToolNode, *, name: str, plan: str, results: ResultCache | None = None) -> ToolNode:
+def gated_tool_node(node: ToolNode, *, name: str, nodes: GuardNodes, results: ResultCache | None = None) -> ToolNode:
     """A copy of a tool node, still an instance of its class, with both gates.
 
     Args:
         node: The tool node.
         name: Its name in the graph.
-        plan: Name of the plan node, which calls that were not judged are sent back to.
+        nodes: The guard's nodes: calls that were not judged are sent back to `plan`, changed ones judged again.
         results: The node's own cache, which then sits inside the gate.
     """
     cls = _gated_node_class(type(node))
@@ -253,5 +312,5 @@ def gated_tool_node(node: ToolNode, *, name: str, plan: str, results: ResultCach
     }
     # RunnableCallable holds the bound methods of the node that it was made as.
     gated.func, gated.afunc = gated._func, gated._afunc
-    gated._mosaic_name, gated._mosaic_plan, gated._mosaic_results = name, plan, results
+    gated._mosaic_name, gated._mosaic_nodes, gated._mosaic_results = name, nodes, results
     return cast(ToolNode, gated)

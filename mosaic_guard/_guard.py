@@ -94,11 +94,14 @@ class Guard:
             (SmolLM2-135M-Instruct, run in this process).
         policy: Rules that are evaluated before the model.
         threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1].
+        ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].
+            Default: nobody is asked.
         check: Whether the safety block is the model's choice (`adaptive`), always there, or never.
         sample: Draw from the model's probabilities instead of taking the likelier: `"decisions"` for the decisions, `True`
             for its text as well. For roll-outs to train on, not for protection.
         seed: Makes sampling repeatable.
-        on_error: What becomes of a call that the guard fails to judge. `act` lets it through, with a `GuardWarning` each time.
+        on_error: What becomes of a call that the guard fails to judge: `refuse`, `ask` (a person decides), or `act`, which lets
+            it through with a `GuardWarning` each time.
         limits: Sizes in tokens.
 
     Raises:
@@ -113,23 +116,29 @@ class Guard:
         *,
         policy: Policy | None = None,
         threshold: float = 0.5,
+        ask_threshold: float | None = None,
         check: Check = "adaptive",
         sample: bool | Literal["decisions"] = False,
         seed: int | None = None,
-        on_error: Literal["refuse", "act"] = "refuse",
+        on_error: Literal["refuse", "ask", "act"] = "refuse",
         limits: Limits | None = None,
     ) -> None:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is a probability in (0, 1], not {threshold!r}")
+        if ask_threshold is not None and not 0 < ask_threshold <= threshold:
+            raise ValueError(
+                f"ask_threshold is a probability in (0, {threshold}] (the threshold), not {ask_threshold!r}"
+            )
         if check not in ("adaptive", "always", "never"):
             raise ValueError(f"check is 'adaptive', 'always' or 'never', not {check!r}")
         if sample not in (False, True, "decisions"):
             raise ValueError(f"sample is False, True or 'decisions', not {sample!r}")
-        if on_error not in ("refuse", "act"):
-            raise ValueError(f"on_error is 'refuse' or 'act', not {on_error!r}")
+        if on_error not in ("refuse", "ask", "act"):
+            raise ValueError(f"on_error is 'refuse', 'ask' or 'act', not {on_error!r}")
         self.model = _model(model)
         self.policy = policy or Policy()
         self.threshold = threshold
+        self.ask_threshold = ask_threshold
         self.check_mode: Check = check
         self.sample: bool | Literal["decisions"] = sample
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
@@ -292,6 +301,8 @@ class _Checking:
         verdict, source = self._choose(index, float(p_refuse))
         reason = self._reason(index, verdict) if source != "policy" else self._rules[index].reason  # type: ignore[union-attr]
         self._decisions[index] = Decision(index, verdict, reason, float(p_refuse), source)
+        if verdict == "ask":  # a person decides, later: the transcript says what the model itself would have
+            return _own(p_refuse), "sampled"
         return verdict, "sampled" if source == "model" else "overridden"
 
     def _choose(self, index: int, p_refuse: float) -> tuple[Verdict, Source]:
@@ -306,8 +317,9 @@ class _Checking:
         if self._guard.sample:
             return ("refuse" if self._random.random() < p_refuse else "act"), "model"
         verdict: Verdict = "refuse" if p_refuse >= self._guard.threshold else "act"
-        own = "refuse" if p_refuse >= 0.5 else "act"
-        return verdict, "model" if verdict == own else "threshold"
+        if verdict == "act" and self._guard.ask_threshold is not None and p_refuse >= self._guard.ask_threshold:
+            return "ask", "threshold"
+        return verdict, "model" if verdict == _own(p_refuse) else "threshold"
 
     def _reason(self, index: int, verdict: Verdict) -> str:
         return "" if verdict == "act" else explain(self._step.calls[index], self._step.evidence[index])
@@ -338,7 +350,7 @@ class _Checking:
         if self._guard.on_error == "act":
             warnings.warn(f"the guard failed ({error}); on_error='act' lets {name} through", GuardWarning, stacklevel=2)
             return Decision(index, "act", f"let through although the guard failed: {error}", source="error")
-        return Decision(index, "refuse", f"the guard could not judge this call: {error}", source="error")
+        return Decision(index, self._guard.on_error, f"the guard could not judge this call: {error}", source="error")
 
     def _judged(self, decisions: tuple[Decision, ...]) -> JudgedStep | None:
         if self._checked is None:
@@ -354,6 +366,11 @@ class _Checking:
             turns=self._checked.turns,
             summary=summary_line(self._number, self._step.calls, decisions),
         )
+
+
+def _own(p_refuse: float) -> Verdict:
+    """The likelier verdict."""
+    return "refuse" if p_refuse >= 0.5 else "act"
 
 
 def _said(error: Exception) -> str:

@@ -1,7 +1,8 @@
-"""The nodes: `plan`, `check` and `refuse`, and the ways between them.
+"""The nodes: `plan`, `check`, `ask` and `refuse`, the gates, and the ways between them.
 
 Routes into a tool node are recorded in the guard's channel; `plan` takes all that wait, so that the calls of a step are
-judged together whichever way they came; after `check` the recorded routes are taken, or `refuse` answers.
+judged together whichever way they came; after `check` (and `ask`, where a person decides) the recorded routes are taken,
+or `refuse` answers.
 
 The nodes read and write the guard's channel through their config: as input or return value it would show in
 `astream_events` and in traces.
@@ -9,10 +10,9 @@ The nodes read and write the guard's channel through their config: as input or r
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, AnyMessage, messages_to_dict
@@ -20,73 +20,119 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.config import get_stream_writer
 from langgraph.prebuilt import ToolNode
-from langgraph.types import Send
+from langgraph.types import Send, interrupt
 
-from mosaic_guard._channel import GUARD_CHANNEL, ROUTES_CHANNEL, digest_of, position, read, write
-from mosaic_guard._decision import Call, Step
-from mosaic_guard._evidence import is_human, message_text
-from mosaic_guard._gate import refusal_message
+from mosaic_guard._ask import Answer, BadAnswerError, read_answers, request
+from mosaic_guard._channel import (
+    CHECKPOINTER,
+    GUARD_CHANNEL,
+    ROUTES_CHANNEL,
+    Channel,
+    channel_of,
+    digest_of,
+    position,
+    read,
+    write,
+)
+from mosaic_guard._decision import Decision, Step
+from mosaic_guard._function_node import FunctionNode
+from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
 from mosaic_guard._guard import Guard, Judgement, Plan
+from mosaic_guard._nested import Nested
 from mosaic_guard._recursion import grant_superstep
 from mosaic_guard._trace import TraceWriter
-from mosaic_guard._transcript import JudgedStep, message_digest, messages_digest, step_end
+from mosaic_guard._transcript import JudgedStep, message_digest
+from mosaic_guard._waiting import (
+    Waiting,
+    as_authorised,
+    as_calls,
+    humans,
+    refusals_so_far,
+    remember,
+    still_begins_with,
+    task_of,
+)
 
-State = Mapping[str, Any]
-Channel = Mapping[str, Any]
+State = Any
+"""A graph's state in whichever form its schema has."""
 
 NOT_RUN = "another call of the same step was refused and the run ends"
+NOBODY_TO_ASK = "a person would have to decide, and the graph has no checkpointer to wait with"
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    """A step that waits for its judgement.
-
-    Attributes:
-        step: The step.
-        routes: [tool node, `Send` payload or None, the calls that the tool node reads there] of each route.
-        history: The steps of the trajectory that the model judged before.
-        trajectory: Its id.
-        number: The step's number in it.
-    """
-
-    step: Step
-    routes: list[list[Any]]
-    history: list[JudgedStep]
-    trajectory: str
-    number: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.trajectory}/{self.number}"
-
-
-@dataclass
 class GuardNodes:
-    """The functions behind the guard's nodes.
+    """The functions behind the guard's nodes, and the gated tool nodes.
 
-    Attributes:
-        guard: Judges the steps.
-        tool_nodes: The gated tool nodes by name.
-        messages_key: State key of the messages.
-        on_refuse: `replan`: the agent reads the refusal and goes on; `end`: the run ends at the first refusal.
-        max_refusals: The run ends at this many steps in a row with a refusal.
-        refuse_name: Name of the refuse node.
+    `guarded_graph` uses nothing else; to place them by hand, see `GuardedStateGraph.add_guard`.
+
+    Args:
+        guard: Judges the steps. Default: `Guard.load("default")`, the local model.
+        tool_nodes: The tool nodes by name: `ToolNode`s, or functions and runnables that run the calls of the last AI message
+            themselves (then nothing verifies a call again behind the function's first line).
+        messages_key: State key of the messages. Default: what the tool nodes read, else `messages`.
+        on_refuse: `replan`: refused calls are answered with the reason and the agent goes on. `end`: a step with a refused
+            call runs none of its calls, and the run ends with a message that says why.
+        max_refusals: At this many steps in a row with a refusal `after_refusals` happens. At least 1.
+        after_refusals: `end`: the run ends. `ask`: a person decides what the guard would refuse (not what a policy refuses).
+        prefix: Put before the names of the nodes.
         trace: Where judged steps are logged.
         events: Whether plans and decisions are sent to the `custom` stream.
+        caches: Result caches of tool nodes, which then sit inside the gate.
+
+    Attributes:
+        gates: The gated tool nodes by name, to be placed under these names.
+
+    Raises:
+        ValueError: For an unknown option.
     """
 
-    guard: Guard
-    tool_nodes: Mapping[str, ToolNode]
-    messages_key: str = "messages"
-    on_refuse: Literal["replan", "end"] = "replan"
-    max_refusals: int = 3
-    refuse_name: str = "refuse"
-    trace: TraceWriter | None = None
-    events: bool = False
-    tools: dict[str, BaseTool] = field(init=False)
+    def __init__(
+        self,
+        guard: Guard | None = None,
+        tool_nodes: Mapping[str, Any] | None = None,
+        *,
+        messages_key: str | None = None,
+        on_refuse: Literal["replan", "end"] = "replan",
+        max_refusals: int = 3,
+        after_refusals: Literal["end", "ask"] = "end",
+        prefix: str = "",
+        trace: TraceWriter | None = None,
+        events: bool = False,
+        caches: Mapping[str, ResultCache] | None = None,
+    ) -> None:
+        if on_refuse not in ("replan", "end"):
+            raise ValueError(f"on_refuse is 'replan' or 'end', not {on_refuse!r}")
+        if max_refusals < 1:
+            raise ValueError(f"max_refusals is at least 1, not {max_refusals!r}")
+        if after_refusals not in ("end", "ask"):
+            raise ValueError(f"after_refusals is 'end' or 'ask', not {after_refusals!r}")
+        self.guard = guard if guard is not None else Guard.load("default")
+        self.on_refuse, self.max_refusals, self.after_refusals = on_refuse, max_refusals, after_refusals
+        self.plan_name, self.check_name, self.ask_name, self.refuse_name = (
+            f"{prefix}{name}" for name in ("plan", "check", "ask", "refuse")
+        )
+        self.trace, self.events = trace, events
+        given = dict(tool_nodes or {})
+        keys = [node._messages_key for node in given.values() if isinstance(node, ToolNode)]
+        self.messages_key = messages_key or (keys[0] if keys else "messages")
+        self.nested: Nested | None = None
+        """Guards the graphs inside tools that come up only while running."""
+        self.joined: set[str] = set()
+        """Tool nodes that others wait for: they run even where every call is refused, and answer the calls themselves."""
+        self.gates: dict[str, Any] = {
+            name: gated_tool_node(node, name=name, nodes=self, results=(caches or {}).get(name))
+            if isinstance(node, ToolNode)
+            else FunctionNode(node, name=name, nodes=self)
+            for name, node in given.items()
+        }
+        self.tools: dict[str, BaseTool] = {
+            name: tool for gate in self.gates.values() for name, tool in gate.tools_by_name.items()
+        }
 
-    def __post_init__(self) -> None:
-        self.tools = {name: tool for node in self.tool_nodes.values() for name, tool in node.tools_by_name.items()}
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the guard's own nodes."""
+        return self.plan_name, self.check_name, self.ask_name, self.refuse_name
 
     def plan(self, state: State, config: RunnableConfig) -> None:
         """Ask the guard for its plan of the waiting step."""
@@ -122,14 +168,35 @@ class GuardNodes:
         judgement = await self.guard.acheck(waiting.step, plan, waiting.history, key=waiting.key, number=waiting.number)
         write(config, GUARD_CHANNEL, self._checked(config, waiting, judgement))
 
+    def ask(self, state: State, config: RunnableConfig) -> None:
+        """Have a person decide the asked calls: one interrupt for all of the step. Nothing is judged here."""
+        grant_superstep(config)
+        channel = channel_of(config)
+        verdicts = channel["clearances"]["verdicts"]
+        asked = {digest_of(call): call for _, _, calls in channel["go"] for call in calls}
+        asked = {digest: call for digest, call in asked.items() if verdicts[digest]["verdict"] == "ask"}
+        shown = [({**call, **verdicts[d].get("run", {})}, verdicts[d]["reason"]) for d, call in asked.items()]
+        answers, error = None, None
+        while answers is None:
+            try:
+                answers = read_answers(interrupt(request(shown, error)), len(shown))
+            except BadAnswerError as problem:
+                error = str(problem)
+        write(config, GUARD_CHANNEL, self._answered(config, channel, dict(zip(asked, answers, strict=True))))
+
     def after_check(self, state: State, config: RunnableConfig) -> list[str | Send]:
-        """Where the step goes: its recorded routes if any call is cleared (or there is none), else `refuse`."""
+        """Where the step goes: to `ask`, back to `plan` with what a person changed, its recorded routes, or `refuse`."""
         channel = read(config, GUARD_CHANNEL, fresh=True)
+        if channel["edits"]:
+            return [self.plan_name]
         verdicts = [found["verdict"] for found in channel["clearances"]["verdicts"].values()]
-        if verdicts and "act" not in verdicts:
+        if "ask" in verdicts:
+            return [self.ask_name]
+        names = {route[0] for route in channel["go"]}
+        if verdicts and "act" not in verdicts and (channel["ending"] or not names <= self.joined):
             return [self.refuse_name]
-        messages = state[self.messages_key]
-        kept = _still_begins_with(messages, channel["seen"])
+        messages = self.messages_in(state)
+        kept = still_begins_with(messages, channel["seen"])
         return [self._leave(messages, kept, *route) for route in channel["go"]]
 
     def _leave(self, messages: list[Any], kept: bool, name: str, payload: Any, calls: list[Any]) -> str | Send:
@@ -143,45 +210,96 @@ class GuardNodes:
         return Send(name, calls) if moved else name
 
     def refuse(self, state: State, config: RunnableConfig) -> dict[str, Any]:
-        """Answer every call of a refused step; where the run ends, say so."""
-        channel = _channel(config)
+        """Answer every call of a step of which none runs; where the run ends, say so."""
+        channel = channel_of(config)
         verdicts = channel["clearances"]["verdicts"]
         answers: list[AnyMessage] = []
         for call in (call for _, _, calls in channel["go"] for call in calls):
-            found = verdicts.get(digest_of(call)) or {"reason": "it was not judged"}
-            answers.append(refusal_message(call, found["reason"]))
+            found = verdicts.get(digest_of(call)) or {"verdict": "refuse", "reason": "it was not judged"}
+            answers.append(answer_message(call, found))
         if channel["ending"]:
             answers.append(AIMessage(content=self._farewell(verdicts, channel["refusals"])))
         return {self.messages_key: answers}
 
-    def _begin(self, state: State, config: RunnableConfig) -> _Waiting:
+    def goes_on(self, config: RunnableConfig) -> bool:
+        """Whether the run goes on after `refuse`."""
+        return not (read(config, GUARD_CHANNEL, fresh=True) or {}).get("ending")
+
+    def judge_again(self, call: Mapping[str, Any], config: RunnableConfig) -> Mapping[str, str]:
+        """The verdict on a call that was changed behind its check, as a step of its own; never raises."""
+        waiting = self._changed(call, config)
+        plan = self.guard.plan(waiting.step, key=waiting.key)
+        return self._again(config, waiting, self.guard.check(waiting.step, plan, key=waiting.key))
+
+    async def ajudge_again(self, call: Mapping[str, Any], config: RunnableConfig) -> Mapping[str, str]:
+        """`judge_again` for event loops."""
+        waiting = self._changed(call, config)
+        plan = await self.guard.aplan(waiting.step, key=waiting.key)
+        return self._again(config, waiting, await self.guard.acheck(waiting.step, plan, key=waiting.key))
+
+    def messages_in(self, state: State) -> list[Any]:
+        """The messages of a graph's state: a mapping, a dataclass or a pydantic model."""
+        found = state.get(self.messages_key) if isinstance(state, Mapping) else getattr(state, self.messages_key, None)
+        return list(found or ())
+
+    def _changed(self, call: Mapping[str, Any], config: RunnableConfig) -> Waiting:
+        messages = list(read(config, self.messages_key) or ())
+        # Of its own trajectory, so that the log of the step that proposed it stays what was judged.
+        parent = str(channel_of(config).get("trajectory") or uuid.uuid4())
+        return self._waiting(messages, [["", None, [call]]], [], f"{parent}/changed-{digest_of(call)[:12]}", 0)
+
+    def _again(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement) -> Mapping[str, str]:
+        self._log(config, waiting, judgement, fresh=True)
+        decision = judgement.decisions[0]
+        if decision.verdict == "ask":
+            return {"verdict": "refuse", "reason": "it was changed after the check, and a person would have to decide"}
+        return {"verdict": decision.verdict, "reason": decision.reason}
+
+    def _begin(self, state: State, config: RunnableConfig) -> Waiting:
         grant_superstep(config)
-        messages = list(state[self.messages_key])
-        routes: list[list[Any]] = []
-        for name, payload in read(config, ROUTES_CHANNEL) or ():
-            # Several edges into one tool node are one route: it runs once.
-            if payload is None and any(known[0] == name and known[1] is None for known in routes):
-                continue
-            source = {self.messages_key: messages} if payload is None else payload
-            routes.append([name, payload, self._read_calls(name, source)])
-        channel = _channel(config)
+        messages = self.messages_in(state)
+        channel = channel_of(config)
+        edits = channel.get("edits") or {}
+        waiting = read(config, ROUTES_CHANNEL)
+        if edits and not waiting and channel["clearances"]["step"] == position(messages):
+            routes = channel["go"]
+        else:
+            edits, routes = {}, self._routes(messages, waiting)
         named = (config.get("metadata") or {}).get("mosaic_trajectory")
         trajectory = str(named or channel.get("trajectory") or uuid.uuid4())
         # Another trajectory on the same thread starts counting anew.
         known = channel.get("trajectory") in (None, trajectory)
         history = [JudgedStep.from_dict(record) for record in channel.get("history", ())] if known else []
         number = channel.get("step", 0) if known else 0
-        return self._waiting(messages, routes, history, trajectory, number)
+        return self._waiting(messages, routes, history, trajectory, number, edits)
 
-    def _resume(self, state: State, config: RunnableConfig) -> tuple[_Waiting, Plan | None]:
+    def _routes(self, messages: list[Any], waiting: Sequence[Sequence[Any]] | None) -> list[list[Any]]:
+        """The routes that were taken; where none was recorded (nodes placed by hand), those that the calls ask for."""
+        routes: list[list[Any]] = []
+        for name, payload in waiting or ():
+            # Several edges into one tool node are one route: it runs once.
+            if payload is None and any(known[0] == name and known[1] is None for known in routes):
+                continue
+            source = {self.messages_key: messages} if payload is None else payload
+            routes.append([name, payload, self._read_calls(name, source)])
+        if waiting:
+            return routes
+        for name, gate in self.gates.items():
+            calls = self._read_calls(name, {self.messages_key: messages})
+            if len(self.gates) == 1 or any(call["name"] in gate.tools_by_name for call in calls):
+                routes.append([name, None, calls])
+        return routes
+
+    def _resume(self, state: State, config: RunnableConfig) -> tuple[Waiting, Plan | None]:
         """The planned step, and its plan; no plan if the history that it was made for was changed since."""
         grant_superstep(config)
-        messages = list(state[self.messages_key])
-        opened = _channel(config)["open"]
+        messages = self.messages_in(state)
+        opened = channel_of(config)["open"]
         routes = opened["routes"]
         history = [JudgedStep.from_dict(record) for record in opened["history"]]
         # What a parallel branch has written since is not part of the step.
-        same = _still_begins_with(messages, opened["seen"])
+        same = still_begins_with(messages, opened["seen"])
+        edits = opened["edits"] if same else {}
         if same:
             messages = messages[: opened["seen"][0]]
         else:
@@ -189,88 +307,149 @@ class GuardNodes:
                 [name, payload, self._read_calls(name, {self.messages_key: messages}) if payload is None else calls]
                 for name, payload, calls in routes
             ]
-        waiting = self._waiting(messages, routes, history, opened["trajectory"], opened["number"])
+        waiting = self._waiting(messages, routes, history, opened["trajectory"], opened["number"], edits)
         return waiting, Plan.from_dict(opened["plan"]) if same else None
 
     def _waiting(
-        self, messages: list[Any], routes: list[list[Any]], history: list[JudgedStep], trajectory: str, number: int
-    ) -> _Waiting:
+        self,
+        messages: list[Any],
+        routes: list[list[Any]],
+        history: list[JudgedStep],
+        trajectory: str,
+        number: int,
+        edits: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Waiting:
         calls = [call for _, _, found in routes for call in found]
-        made = tuple(Call(i, c.get("id"), str(c.get("name")), c.get("args")) for i, c in enumerate(calls))
-        return _Waiting(Step(messages, made, self.tools), routes, history, trajectory, number)
+        if edits:  # the others are settled; calls that are alike are one
+            alike = {digest_of(call): call for call in calls}
+            calls = [{**alike[digest], **edit} for digest, edit in edits.items()]
+        step = Step(as_authorised(messages), as_calls(calls), self.tools)
+        return Waiting(messages, step, routes, history, trajectory, number, edits or {})
 
     def _read_calls(self, name: str, source: Any) -> list[Any]:
         """The tool calls that a tool node would read from its input; none if it could not run any (it says so itself)."""
         try:
-            return list(self.tool_nodes[name]._parse_input(source)[0])
+            return list(self.gates[name]._parse_input(source)[0])
         except (ValueError, TypeError, AttributeError, KeyError, IndexError):
             return []
 
-    def _planned(self, waiting: _Waiting, plan: Plan) -> dict[str, Any]:
+    def _planned(self, waiting: Waiting, plan: Plan) -> dict[str, Any]:
         if self.events and waiting.step.calls:
             calls = [call.to_dict() for call in waiting.step.calls]
-            self._event(waiting, event="plan", think=plan.think, error=plan.error, calls=calls)
+            self._event(waiting, event="plan", think=plan.think, error=plan.error, calls=calls, seconds=plan.seconds)
         opened = {
             "routes": waiting.routes,
-            "seen": _seen(waiting),
+            "seen": waiting.seen,
             "history": [past.to_dict() for past in waiting.history],
             "trajectory": waiting.trajectory,
             "number": waiting.number,
+            "edits": dict(waiting.edits),
             "plan": plan.to_dict(),
         }
-        return {"open": opened, "bounced": None}
+        return {"open": opened, "bounced": None, "edits": {}}
 
-    def _passed(self, waiting: _Waiting) -> dict[str, Any]:
+    def _passed(self, waiting: Waiting) -> dict[str, Any]:
         """A route was taken without calls to judge: the tool node runs none."""
         return {
             "go": waiting.routes,
-            "seen": _seen(waiting),
-            "clearances": _clearances(waiting, {}),
+            "seen": waiting.seen,
+            "clearances": self._clearances(waiting, {}),
             "ending": False,
+            "edits": {},
         }
 
-    def _checked(self, config: RunnableConfig, waiting: _Waiting, judgement: Judgement) -> dict[str, Any]:
-        refused = [d for d in judgement.decisions if d.verdict != "act"]
-        refusals = _refusals_so_far(_channel(config), waiting.step.messages) + 1 if refused else 0
-        ending = bool(refused) and (self.on_refuse == "end" or refusals >= self.max_refusals)
-        verdicts: dict[str, dict[str, str]] = {}
-        for call, decision in zip(waiting.step.calls, judgement.decisions, strict=True):
-            found = {"verdict": decision.verdict, "reason": decision.reason}
-            if ending and decision.verdict == "act":
-                found = {"verdict": "refuse", "reason": NOT_RUN}
-            if verdicts.get(call.digest, {}).get("verdict", "act") == "act":
-                verdicts[call.digest] = found
+    def _checked(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement) -> dict[str, Any]:
+        channel = channel_of(config)
+        judgement = self._asks_instead(config, waiting, judgement)
+        if waiting.edits:
+            verdicts = dict(channel["clearances"]["verdicts"])
+            for (digest, edit), decision in zip(waiting.edits.items(), judgement.decisions, strict=True):
+                verdicts[digest] = {"verdict": decision.verdict, "reason": decision.reason, "run": dict(edit)}
+        else:
+            verdicts = {}
+            for call, decision in zip(waiting.step.calls, judgement.decisions, strict=True):
+                # Calls that are alike cannot be told apart at the gate: one that does not run keeps all from running.
+                if verdicts.get(call.digest, {}).get("verdict", "act") == "act":
+                    verdicts[call.digest] = {"verdict": decision.verdict, "reason": decision.reason}
         self._log(config, waiting, judgement)
         if self.events:
-            decisions = [d.to_dict() for d in judgement.decisions]
             self._event(
                 waiting,
                 event="decision",
                 think=judgement.think,
                 safety_thoughts=judgement.safety_thoughts,
                 calls=[call.to_dict() for call in waiting.step.calls],
-                decisions=decisions,
+                decisions=[d.to_dict() for d in judgement.decisions],
                 seconds=judgement.seconds,
             )
+        asked = any(found["verdict"] == "ask" for found in verdicts.values())
+        refused = any(found["verdict"] == "refuse" for found in verdicts.values())
+        refusals = refusals_so_far(channel, waiting.messages)
+        # Counted once for each step, when it is first judged.
+        refusals = refusals if waiting.edits else (refusals + 1 if refused else refusals if asked else 0)
+        ending = refused and (self.on_refuse == "end" or refusals >= self.max_refusals)
         return {
             "go": waiting.routes,
-            "seen": _seen(waiting),
-            "clearances": _clearances(waiting, verdicts),
+            "seen": waiting.seen,
+            "clearances": self._clearances(waiting, _settled(verdicts, ending)),
             "ending": ending,
             "refusals": refusals,
-            "humans": _humans(waiting.step.messages),
-            "history": _remember(waiting.history, judgement.judged),
+            "humans": humans(waiting.messages),
+            "history": remember(waiting.history, judgement.judged),
             "trajectory": waiting.trajectory,
             "step": waiting.number + 1,
-            "at": _at(waiting),
-            "logged": [message_digest(message) for message in waiting.step.messages] if self.trace else None,
+            "at": waiting.at,
+            "logged": [message_digest(message) for message in waiting.messages] if self.trace else None,
+            "edits": {},
         }
 
-    def _log(self, config: RunnableConfig, waiting: _Waiting, judgement: Judgement) -> None:
+    def _asks_instead(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement) -> Judgement:
+        """The decisions as they can be kept: nobody can be asked without a checkpointer; some are asked after refusals."""
+        can_ask = config.get("configurable", {}).get(CHECKPOINTER) not in (None, False)
+        often = refusals_so_far(channel_of(config), waiting.messages) + 1 >= self.max_refusals
+        decisions = []
+        for d in judgement.decisions:
+            if d.verdict == "refuse" and d.source != "policy" and often and can_ask and self.after_refusals == "ask":
+                d = Decision(d.call, "ask", d.reason, d.p_refuse, "limit")
+            elif d.verdict == "ask" and not can_ask:
+                reason = f"{d.reason}; {NOBODY_TO_ASK}" if d.reason else NOBODY_TO_ASK
+                d = Decision(d.call, "refuse", reason, d.p_refuse, d.source)
+            decisions.append(d)
+        return replace(judgement, decisions=tuple(decisions))
+
+    def _answered(self, config: RunnableConfig, channel: Channel, answers: Mapping[str, Answer]) -> dict[str, Any]:
+        """What the channel holds once a person has answered; edited calls wait to be judged again."""
+        verdicts = dict(channel["clearances"]["verdicts"])
+        edits: dict[str, Any] = {}
+        for digest, answer in answers.items():
+            known = verdicts[digest]
+            if answer.type == "approve":
+                verdicts[digest] = {**known, "verdict": "act", "reason": "a person approved it"}
+            elif answer.type == "edit" and answer.action is not None:
+                edits[digest] = dict(answer.action)
+            elif answer.type == "respond":
+                verdicts[digest] = {"verdict": "respond", "reason": answer.message}
+            else:
+                why = f": {answer.message}" if answer.message else ""
+                verdicts[digest] = {"verdict": "refuse", "reason": f"a person rejected it{why}"}
+        rejected = any(answer.type == "reject" for answer in answers.values())
+        ending = bool(channel["ending"]) or (rejected and self.on_refuse == "end")
+        if self.trace is not None and channel.get("trajectory"):
+            said = [{"digest": d, "type": a.type, "message": a.message, "action": a.action} for d, a in answers.items()]
+            self.trace.feedback(channel["trajectory"], channel["step"] - 1, channel["at"], said)
+        clearances = {**channel["clearances"], "verdicts": _settled(verdicts, ending)}
+        return {"clearances": clearances, "ending": ending, "edits": {} if ending else edits}
+
+    def _clearances(self, waiting: Waiting, verdicts: dict[str, Any]) -> dict[str, Any]:
+        nodes = sorted({name for name, _, _ in waiting.routes})
+        return {"step": position(waiting.messages), "nodes": nodes, "verdicts": verdicts}
+
+    def _log(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement, *, fresh: bool = False) -> None:
         if self.trace is None:
             return
-        messages = waiting.step.messages
-        logged = set(_channel(config).get("logged") or ()) if waiting.number else set()
+        messages = waiting.messages
+        channel = {} if fresh else channel_of(config)
+        logged = set(channel.get("logged") or ()) if waiting.number else set()
         metadata = config.get("metadata") or {}
         judged = judgement.judged
         last = waiting.history[-1].segment if waiting.history else 0
@@ -278,10 +457,10 @@ class GuardNodes:
             {
                 "guard": self.trace.header(self.guard.describe()),
                 "trajectory": waiting.trajectory,
-                "task": str(metadata.get("mosaic_task") or _task_of(messages)),
+                "task": str(metadata.get("mosaic_task") or task_of(messages)),
                 "step": waiting.number,
-                "at": _at(waiting),
-                "after": _channel(config).get("at") if waiting.number else None,
+                "at": waiting.at,
+                "after": channel.get("at") if waiting.number else None,
                 "segment": judged.segment if judged else last,
                 "thread": config.get("configurable", {}).get("thread_id"),
                 "messages": messages_to_dict([m for m in messages if message_digest(m) not in logged]),
@@ -294,7 +473,7 @@ class GuardNodes:
             }
         )
 
-    def _event(self, waiting: _Waiting, **event: Any) -> None:
+    def _event(self, waiting: Waiting, **event: Any) -> None:
         writer = get_stream_writer()
         writer({"type": "mosaic_guard", "trajectory": waiting.trajectory, "step": waiting.number, **event})
 
@@ -304,46 +483,11 @@ class GuardNodes:
         return f"I stopped{often}: the guard refused what I was about to do. {'; '.join(reasons)[:600]}"
 
 
-def _channel(config: RunnableConfig) -> Channel:
-    return read(config, GUARD_CHANNEL) or {}
-
-
-def _seen(waiting: _Waiting) -> list[Any]:
-    """The history that a step was judged with: number of messages and their digest."""
-    return [len(waiting.step.messages), messages_digest(waiting.step.messages)]
-
-
-def _at(waiting: _Waiting) -> str:
-    """Names the step in its trace: a digest of all that was said up to it."""
-    return messages_digest(waiting.step.messages[: step_end(waiting.step.messages)])
-
-
-def _still_begins_with(messages: Sequence[Any], seen: Sequence[Any]) -> bool:
-    return bool(messages_digest(messages[: seen[0]]) == seen[1])
-
-
-def _clearances(waiting: _Waiting, verdicts: dict[str, dict[str, str]]) -> dict[str, Any]:
-    nodes = sorted({name for name, _, _ in waiting.routes})
-    return {"step": position(waiting.step.messages), "nodes": nodes, "verdicts": verdicts}
-
-
-def _humans(messages: Sequence[Any]) -> int:
-    return sum(map(is_human, messages))
-
-
-def _refusals_so_far(channel: Channel, messages: Sequence[Any]) -> int:
-    """Steps in a row with a refusal; new words of a human start the count again."""
-    return int(channel.get("refusals", 0)) if channel.get("humans") == _humans(messages) else 0
-
-
-def _remember(history: list[JudgedStep], judged: JudgedStep | None) -> list[dict[str, Any]]:
-    """The history with the new step; of earlier segments only the summaries are needed."""
-    if judged is not None:
-        history = [*history, judged]
-    current = history[-1].segment if history else 0
-    return [{**past.to_dict(), **({} if past.segment == current else {"turns": []})} for past in history]
-
-
-def _task_of(messages: Sequence[Any]) -> str:
-    first = next((message_text(m) for m in messages if is_human(m)), "")
-    return hashlib.sha256(first.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _settled(verdicts: Mapping[str, Mapping[str, Any]], ending: bool) -> dict[str, Any]:
+    """Where the run ends, no call of the step runs and nobody is asked."""
+    if not ending:
+        return dict(verdicts)
+    return {
+        digest: found if found["verdict"] in ("refuse", "respond") else {"verdict": "refuse", "reason": NOT_RUN}
+        for digest, found in verdicts.items()
+    }

@@ -161,6 +161,20 @@ class TraceWriter:
                 }
             )
 
+    def feedback(self, trajectory: str, step: int, at: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Append what a person answered where the guard asked.
+
+        Args:
+            trajectory: The trajectory.
+            step: Number of the step.
+            at: The step's `at`.
+            answers: `{"digest", "type", "message", "action"}` of each asked call; `digest` names the call as proposed.
+        """
+        with self._lock:
+            self._after_fork()
+            record = {"type": "feedback", "trajectory": trajectory, "step": step, "at": at, "answers": list(answers)}
+            self._put({**record, "time": _now()})
+
     def close(self) -> None:
         """Write what still waits and close the file.
 

@@ -59,17 +59,35 @@ class Rewrites(AgentMiddleware):
 
 
 @pytest.mark.parametrize("how", ["args", "name", "tool", "invoke", "run", "mutate"])
-async def test_a_wrapper_that_changes_the_call_runs_nothing(how: str) -> None:
+async def test_a_wrapper_that_changes_the_call_runs_nothing_unjudged(how: str) -> None:
+    judged: list[Any] = []
+
+    def decide(step: Any) -> list[str]:
+        judged.extend(call.args["x"] for call in step.calls)
+        return ["refuse" if call.args["x"] == "evil" else "act" for call in step.calls]
+
     for run_async in (False, True):
         log: list[Any] = []
+        judged.clear()
         tools = make_tools(log)
         agent = create_agent(
             Scripted(script=[STEP, DONE]), tools, middleware=[Rewrites(how, evil=make_tools(log, ["pay"])[0])]
         )
-        graph = guarded_graph(agent, guard=ALLOW)
+        graph = guarded_graph(agent, guard=Guard(ScriptedGuardModel(decide)))
         out = await graph.ainvoke(ASK) if run_async else graph.invoke(ASK)
         assert log == []
+        assert judged == (["a", "evil"] if how in ("args", "mutate") else ["a"])
         assert answers(out["messages"])[0].status == "error"
+        assert_valid(out["messages"])
+
+
+async def test_a_changed_call_that_the_guard_allows_runs_as_changed() -> None:
+    for run_async in (False, True):
+        log: list[Any] = []
+        agent = create_agent(Scripted(script=[STEP, DONE]), make_tools(log), middleware=[Rewrites("args")])
+        graph = guarded_graph(agent, guard=ALLOW)
+        out = await graph.ainvoke(ASK) if run_async else graph.invoke(ASK)
+        assert log == [("look", "evil")]
         assert_valid(out["messages"])
 
 
@@ -201,7 +219,8 @@ def test_one_and_true_are_different_arguments() -> None:
 
     node = ToolNode(make_tools(log), wrap_tool_call=wrapper)
     step = calls(("look", {"x": 1}))
-    guarded_graph(hand_written(Scripted(script=[step, DONE]), node), guard=ALLOW).invoke(ASK)
+    guard = Guard(ScriptedGuardModel(lambda step: ["refuse" if step.calls[0].args["x"] is True else "act"]))
+    guarded_graph(hand_written(Scripted(script=[step, DONE]), node), guard=guard).invoke(ASK)
     assert log == []
 
 

@@ -162,7 +162,8 @@ def test_sampled_decisions_are_repeatable_and_vary_with_the_step() -> None:
         ({"threshold": 0}, "threshold"),
         ({"threshold": 1.1}, "threshold"),
         ({"check": "sometimes"}, "check"),
-        ({"on_error": "ask"}, "on_error"),
+        ({"on_error": "stop"}, "on_error"),
+        ({"ask_threshold": 0.6}, "ask_threshold"),
         ({"sample": "text"}, "sample"),
     ],
 )

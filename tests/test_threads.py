@@ -42,8 +42,10 @@ def test_a_call_that_new_input_gave_up_never_runs() -> None:
     graph = guarded_graph(agent, guard=allow())
     with pytest.raises(GraphRecursionError):
         graph.invoke({"messages": [HumanMessage("pay")]}, {**THREAD, "recursion_limit": 1})
-    graph.invoke({"messages": [HumanMessage("forget it; look")]}, THREAD)
+    out = graph.invoke({"messages": [HumanMessage("forget it; look")]}, THREAD)
     assert log == [("look", "new")]
+    assert_valid(out["messages"])
+    assert "cancelled" in out["messages"][2].text
 
 
 def test_a_call_that_a_human_edited_before_the_plan_runs_as_edited_only() -> None:
@@ -280,17 +282,23 @@ def test_another_tool_under_the_same_call_does_not_run() -> None:
     assert log == []
 
 
-def test_a_call_rewritten_into_another_cleared_call_does_not_run() -> None:
+def test_a_call_rewritten_into_another_cleared_call_is_judged_again() -> None:
     log: list[Any] = []
+    judged: list[Any] = []
 
     def same(request: Any, handler: Any) -> Any:
         return handler(request.override(tool_call={**request.tool_call, "args": {"x": "a"}}))
 
+    def decide(step: Any) -> list[str]:
+        judged.append([call.args["x"] for call in step.calls])
+        return ["act"] * len(step.calls) if len(judged) == 1 else ["refuse"]
+
     step = calls(("look", {"x": "a"}), ("look", {"x": "b"}), ids=["1", "1"])
     node = ToolNode(make_tools(log), wrap_tool_call=same)
-    guarded_graph(hand_written(Scripted(script=[step, DONE]), node), guard=allow()).invoke(
+    guarded_graph(hand_written(Scripted(script=[step, DONE]), node), guard=allow(decide)).invoke(
         {"messages": [HumanMessage("go")]}
     )
+    assert judged == [["a", "b"], ["a"]]
     assert log == [("look", "a")]
 
 

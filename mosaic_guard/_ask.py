@@ -1,0 +1,95 @@
+"""Asking a person: the payload of the interrupt, and what comes back.
+
+Both have the form of LangChain's `HumanInTheLoopMiddleware`, so that inboxes made for it work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+AnswerType = Literal["approve", "edit", "reject", "respond"]
+ANSWERS: tuple[AnswerType, ...] = ("approve", "edit", "reject", "respond")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a person said about one call.
+
+    Attributes:
+        type: `approve`: it runs. `edit`: `action` is judged in its place. `reject`: it does not run, `message` says why.
+            `respond`: it does not run, `message` is its result.
+        message: Their words.
+        action: `{"name", "args"}` of an edited call.
+    """
+
+    type: AnswerType
+    message: str = ""
+    action: Mapping[str, Any] | None = None
+
+
+class BadAnswerError(ValueError):
+    """A resume value that is no answer to what was asked; the step stays open."""
+
+
+def request(asked: Sequence[tuple[Mapping[str, Any], str]], error: str | None = None) -> dict[str, Any]:
+    """The interrupt's payload for the calls of one step that a person decides.
+
+    Args:
+        asked: Each call and why the guard asks.
+        error: What was wrong with the answer given before.
+    """
+    payload: dict[str, Any] = {
+        "action_requests": [
+            {
+                "name": str(call.get("name")),
+                "args": call.get("args"),
+                "description": f"The guard asks before {call.get('name')!r} runs{f': {reason}' if reason else '.'}",
+            }
+            for call, reason in asked
+        ],
+        "review_configs": [
+            {"action_name": str(call.get("name")), "allowed_decisions": list(ANSWERS)} for call, _ in asked
+        ],
+    }
+    return payload if error is None else {**payload, "error": error}
+
+
+def read_answers(value: Any, asked: int) -> list[Answer]:
+    """The answers in a resume value, one per asked call, in order.
+
+    Args:
+        value: `{"decisions": [...]}`, each `{"type": "approve" | "edit" | "reject" | "respond", ...}`.
+        asked: Number of asked calls.
+
+    Raises:
+        BadAnswerError: If it has another form.
+    """
+    decisions = value.get("decisions") if isinstance(value, Mapping) else None
+    if not isinstance(decisions, (list, tuple)):
+        raise BadAnswerError('resume with Command(resume={"decisions": [...]}), one decision per asked call')
+    if len(decisions) != asked:
+        raise BadAnswerError(f"{len(decisions)} decisions for {asked} asked calls: give one each, in their order")
+    return [_answer(decision, number) for number, decision in enumerate(decisions, 1)]
+
+
+def _answer(decision: Any, number: int) -> Answer:
+    kind = decision.get("type") if isinstance(decision, Mapping) else decision
+    if kind not in ANSWERS:
+        raise BadAnswerError(f"decision {number} has the type {kind!r}: give one of {', '.join(ANSWERS)}")
+    message = decision.get("message") or "" if isinstance(decision, Mapping) else ""
+    action = decision.get("edited_action") if isinstance(decision, Mapping) else None
+    if kind == "edit":
+        if not (
+            isinstance(action, Mapping)
+            and isinstance(action.get("name"), str)
+            and isinstance(action.get("args"), Mapping)
+        ):
+            raise BadAnswerError(
+                f'decision {number} edits the call: give "edited_action": {{"name": ..., "args": {{...}}}}'
+            )
+        action = {"name": action["name"], "args": dict(action["args"])}
+    if kind == "respond" and not isinstance(decision.get("message") if isinstance(decision, Mapping) else None, str):
+        raise BadAnswerError(f'decision {number} answers for the tool: give "message": "..."')
+    return Answer(cast(AnswerType, kind), str(message), action if kind == "edit" else None)

@@ -1,0 +1,146 @@
+"""The gate of a tool node that is no `ToolNode`: a function or runnable that runs the calls of the last AI message itself.
+
+It sees the cleared calls only. What it does with them nothing verifies: a function is trusted to run what it is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
+from langgraph._internal._runnable import RunnableCallable, coerce_to_runnable
+from langgraph.types import Command
+
+from mosaic_guard._channel import Clearances, digest_of, proposing
+from mosaic_guard._errors import UnguardableGraphError
+from mosaic_guard._gate import NOT_JUDGED, answer_message, send_back
+
+if TYPE_CHECKING:
+    from mosaic_guard._nodes import GuardNodes
+
+
+class FunctionNode(RunnableCallable):
+    """A function tool node behind its gate.
+
+    Args:
+        inner: The function or runnable.
+        name: Its name in the graph.
+        nodes: The guard's nodes.
+    """
+
+    tools_by_name: Mapping[str, BaseTool] = {}
+    """Unknown: a function does not say which tools it runs."""
+
+    def __init__(self, inner: Any, *, name: str, nodes: GuardNodes) -> None:
+        super().__init__(self._run, self._arun, name=name, trace=False)
+        self._inner = coerce_to_runnable(inner, name=name, trace=True)
+        self._node_name, self._nodes = name, nodes
+
+    def _run(self, input: Any, config: RunnableConfig) -> Any:
+        calls, verdicts = self._verdicts(input, config)
+        if calls and not verdicts and self._node_name not in self._nodes.joined:
+            return send_back(self._nodes, self._node_name, input, config)
+        cleared, answers = _sorted(calls, verdicts)
+        if calls and not cleared:
+            return self._with_answers(None, answers)
+        return self._with_answers(self._inner.invoke(self._only(input, cleared, calls), config), answers)
+
+    async def _arun(self, input: Any, config: RunnableConfig) -> Any:
+        calls, verdicts = self._verdicts(input, config)
+        if calls and not verdicts and self._node_name not in self._nodes.joined:
+            return send_back(self._nodes, self._node_name, input, config)
+        cleared, answers = _sorted(calls, verdicts)
+        if calls and not cleared:
+            return self._with_answers(None, answers)
+        return self._with_answers(await self._inner.ainvoke(self._only(input, cleared, calls), config), answers)
+
+    def _parse_input(self, input: Any) -> tuple[list[Any], str]:
+        """The tool calls of an input, and its form: `state`, `messages`, `calls`, `call` or `inside` (a key of a mapping)."""
+        if _is_call(input):
+            return [input], "call"
+        if isinstance(input, list) and input and all(map(_is_call, input)):
+            return list(input), "calls"
+        messages = input if isinstance(input, list) else self._nodes.messages_in(input)
+        if not messages and isinstance(input, Mapping):
+            held = [value for value in input.values() if _is_call(value)]
+            if held:
+                return held, "inside"
+        if not messages:
+            raise UnguardableGraphError(
+                f"tool node {self._node_name!r} got no messages and no tool calls, so the guard cannot see what it will run: "
+                f"let its input hold {self._nodes.messages_key!r} or the calls themselves"
+            )
+        index = proposing(messages)
+        answered = [m.tool_call_id for m in messages[index + 1 :] if isinstance(m, ToolMessage)]
+        calls = []
+        for call in messages[index].tool_calls if index >= 0 else []:
+            if call["id"] in answered:
+                answered.remove(call["id"])
+            else:
+                calls.append(call)
+        return calls, "messages" if isinstance(input, list) else "state"
+
+    def _verdicts(self, input: Any, config: RunnableConfig) -> tuple[list[Any], Mapping[str, Mapping[str, Any]]]:
+        calls, _ = self._parse_input(input)
+        return calls, Clearances.of_task(config, self._nodes.messages_key, self._node_name).verdicts
+
+    def _only(self, input: Any, cleared: list[Any], calls: list[Any]) -> Any:
+        """The input with the cleared calls only, as edited where a person edited them."""
+        if cleared == calls:
+            return input
+        form = self._parse_input(input)[1]
+        if form == "call":
+            return cleared[0]
+        if form == "calls":
+            return cleared
+        if form == "inside":
+            return {key: cleared[0] if _is_call(value) else value for key, value in input.items()}
+        messages = list(input if form == "messages" else self._nodes.messages_in(input))
+        index = proposing(messages)
+        proposed: AIMessage = messages[index]
+        messages[index] = proposed.model_copy(update={"tool_calls": cleared, "additional_kwargs": {}})
+        return messages if form == "messages" else _with(input, self._nodes.messages_key, messages)
+
+    def _with_answers(self, output: Any, answers: list[ToolMessage]) -> Any:
+        """What the function returned, and the answers to the calls that did not run."""
+        if not answers:
+            return output
+        update = {self._nodes.messages_key: answers}
+        if output is None:
+            return update
+        if isinstance(output, Mapping) and self._nodes.messages_key in output:
+            said = output[self._nodes.messages_key]
+            return {**output, self._nodes.messages_key: [*(said if isinstance(said, list) else [said]), *answers]}
+        if isinstance(output, Mapping):
+            return {**output, **update}
+        outputs = output if isinstance(output, (list, tuple)) else [output]
+        return [*(o if isinstance(o, Command) else Command(update=o) for o in outputs), Command(update=update)]
+
+
+def _sorted(calls: list[Any], verdicts: Mapping[str, Mapping[str, Any]]) -> tuple[list[Any], list[ToolMessage]]:
+    """The calls that run, and the answers to the others."""
+    cleared, answers = [], []
+    for call in calls:
+        found = verdicts.get(digest_of(call)) or {"verdict": "refuse", "reason": NOT_JUDGED}
+        if found["verdict"] == "act":
+            cleared.append({**call, **found.get("run", {})} if "run" in found else call)
+        else:
+            answers.append(answer_message(call, found))
+    return cleared, answers
+
+
+def _is_call(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"name", "args", "id"} <= set(value)
+
+
+def _with(state: Any, key: str, value: Any) -> Any:
+    """The state with another value under a key, in its own form."""
+    if isinstance(state, Mapping):
+        return {**state, key: value}
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return dataclasses.replace(state, **{key: value})
+    return state.model_copy(update={key: value})

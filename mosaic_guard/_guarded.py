@@ -1,0 +1,98 @@
+"""A guarded compiled graph: `recursion_limit` in the user's steps, and no new input on an open step."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph._internal._config import ensure_config
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Command
+
+from mosaic_guard._channel import CHECKPOINTER, TASK_ID, proposing
+from mosaic_guard._recursion import UserSteps
+
+if TYPE_CHECKING:
+    from mosaic_guard._nodes import GuardNodes
+
+CANCELLED = "This call was cancelled: the user went on before it ran."
+CUT_OFF = (
+    "This call was cancelled: the user went on while it ran, and its result is not known. It may have had its effect."
+)
+
+
+class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
+    """A compiled graph with the guard's nodes."""
+
+    guard_nodes: GuardNodes | None = None
+
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        """As the unguarded graph; new input on an open step first closes it as cancelled."""
+        if self._may_be_open(input, config):
+            answers = self._cancelled(self.get_state(self._latest(config)))
+            if answers:
+                self.update_state(self._latest(config), answers, as_node=self._closer())
+        yield from super().stream(input, self._user_steps(config), **kwargs)
+
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
+        """As the unguarded graph; new input on an open step first closes it as cancelled."""
+        if self._may_be_open(input, config):
+            answers = self._cancelled(await self.aget_state(self._latest(config)))
+            if answers:
+                await self.aupdate_state(self._latest(config), answers, as_node=self._closer())
+        async for chunk in super().astream(input, self._user_steps(config), **kwargs):
+            yield chunk
+
+    def _user_steps(self, config: RunnableConfig | None) -> RunnableConfig:
+        limit = ensure_config(self.config, config)["recursion_limit"]
+        return {**(config or {}), "recursion_limit": UserSteps(limit)}
+
+    def _latest(self, config: RunnableConfig | None) -> RunnableConfig:
+        """The thread; a new input goes to the checkpoint that the config names, if it names one."""
+        return ensure_config(self.config, config)
+
+    def _closer(self) -> str:
+        assert self.guard_nodes is not None
+        return self.guard_nodes.refuse_name
+
+    def _may_be_open(self, input: Any, config: RunnableConfig | None) -> bool:
+        """Whether this is new input to a thread of its own whose last step may be open."""
+        if self.guard_nodes is None or input is None or isinstance(input, Command):
+            return False
+        given = ensure_config(self.config, config).get("configurable", {})
+        saver = given.get(CHECKPOINTER) or self.checkpointer
+        return isinstance(saver, BaseCheckpointSaver) and "thread_id" in given and TASK_ID not in given
+
+    def _cancelled(self, state: Any) -> dict[str, list[BaseMessage]] | None:
+        """Answers to the open calls of a thread: what a finished task of the step returned, or that it was cancelled."""
+        nodes = self.guard_nodes
+        assert nodes is not None
+        messages = nodes.messages_in(state.values)
+        index = proposing(messages)
+        if index < 0 or not state.next or not all(isinstance(m, ToolMessage) for m in messages[index + 1 :]):
+            return None
+        answered = [m.tool_call_id for m in messages[index + 1 :]]
+        started = any(task.name in nodes.gates for task in state.tasks)
+        results = [m for task in state.tasks for m in _tool_messages(task.result, nodes.messages_key)]
+        answers: list[BaseMessage] = []
+        for call in messages[index].tool_calls:
+            if call["id"] in answered:
+                answered.remove(call["id"])
+                continue
+            known = next((m for m in results if m.tool_call_id == call["id"]), None)
+            if known is not None:
+                results.remove(known)
+                answers.append(known)
+            else:
+                text = CUT_OFF if started else CANCELLED
+                answers.append(ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error"))
+        return {nodes.messages_key: answers} if answers else None
+
+
+def _tool_messages(result: Any, key: str) -> list[ToolMessage]:
+    """The tool messages that a finished task wrote."""
+    found = result.get(key) if isinstance(result, Mapping) else result
+    return [m for m in found if isinstance(m, ToolMessage)] if isinstance(found, (list, tuple)) else []

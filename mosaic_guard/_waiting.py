@@ -1,0 +1,119 @@
+"""A step that waits for its judgement: which calls came by which route, and where in the history they stand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+
+from mosaic_guard._channel import Channel
+from mosaic_guard._decision import Call, Step
+from mosaic_guard._evidence import is_human, message_text
+from mosaic_guard._transcript import JudgedStep, messages_digest, step_end
+
+authority: ContextVar[tuple[str, ...] | None] = ContextVar("mosaic_guard_authority", default=None)
+"""What people said in the thread whose tool is running: inside it, only these words are a human's."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A step that waits for its judgement.
+
+    Attributes:
+        messages: The history as the graph's state holds it.
+        step: The step as the guard sees it.
+        routes: [tool node, `Send` payload or None, the calls that the tool node reads there] of each route.
+        history: The steps of the trajectory that the model judged before.
+        trajectory: Its id.
+        number: The step's number in it.
+        edits: Calls that a person changed, by digest of the call as proposed: only these are judged.
+    """
+
+    messages: Sequence[BaseMessage]
+    step: Step
+    routes: list[list[Any]]
+    history: list[JudgedStep]
+    trajectory: str
+    number: int
+    edits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Names the step where sampling is repeatable."""
+        return f"{self.trajectory}/{self.number}"
+
+    @property
+    def calls(self) -> list[Mapping[str, Any]]:
+        """The proposed calls of all routes."""
+        return [call for _, _, calls in self.routes for call in calls]
+
+    @property
+    def seen(self) -> list[Any]:
+        """The history that it is judged with: number of messages and their digest."""
+        return [len(self.messages), messages_digest(self.messages)]
+
+    @property
+    def at(self) -> str:
+        """Names the step in its trace: a digest of all that was said up to it, and of what a person changed."""
+        said = messages_digest(self.messages[: step_end(self.messages)])
+        return f"{said}:{','.join(sorted(self.edits))}" if self.edits else said
+
+
+def as_calls(calls: Sequence[Mapping[str, Any]]) -> tuple[Call, ...]:
+    """Tool calls as LangChain writes them, as a guard sees them."""
+    return tuple(Call(i, c.get("id"), str(c.get("name")), c.get("args")) for i, c in enumerate(calls))
+
+
+def still_begins_with(messages: Sequence[Any], seen: Sequence[Any]) -> bool:
+    """Whether a history has only grown since a step was seen."""
+    return bool(messages_digest(messages[: seen[0]]) == seen[1])
+
+
+def as_authorised(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
+    """The history as a guard may read it.
+
+    Inside a tool (a subagent's run), what looks like a human message was written by the agent that called the tool: what
+    people said in the outer thread comes first, and only their words stay theirs.
+    """
+    said = authority.get()
+    if said is None:
+        return messages
+    outer: list[BaseMessage] = [HumanMessage(text) for text in said]
+    return outer + [
+        AIMessage(message_text(m), id=m.id) if is_human(m) and message_text(m) not in said else m for m in messages
+    ]
+
+
+def people_said(messages: Sequence[BaseMessage]) -> tuple[str, ...]:
+    """The words of people in a history, as `as_authorised` reads it."""
+    said = authority.get()
+    own = tuple(message_text(m) for m in messages if is_human(m))
+    return own if said is None else said
+
+
+def humans(messages: Sequence[Any]) -> int:
+    """Number of human messages."""
+    return sum(map(is_human, messages))
+
+
+def refusals_so_far(channel: Channel, messages: Sequence[Any]) -> int:
+    """Steps in a row with a refusal; new words of a human start the count again."""
+    return int(channel.get("refusals", 0)) if channel.get("humans") == humans(messages) else 0
+
+
+def remember(history: list[JudgedStep], judged: JudgedStep | None) -> list[dict[str, Any]]:
+    """The history with the new step; of earlier segments only the summaries are needed."""
+    if judged is not None:
+        history = [*history, judged]
+    current = history[-1].segment if history else 0
+    return [{**past.to_dict(), **({} if past.segment == current else {"turns": []})} for past in history]
+
+
+def task_of(messages: Sequence[Any]) -> str:
+    """Names a thread's task where the run does not: a digest of the first human message."""
+    first = next((message_text(m) for m in messages if is_human(m)), "")
+    return hashlib.sha256(first.encode("utf-8", "surrogatepass")).hexdigest()[:16]
