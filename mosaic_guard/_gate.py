@@ -122,14 +122,25 @@ def gated_tool(tool: BaseTool, injected: frozenset[str]) -> BaseTool:
         tool: Any tool.
         injected: Arguments that the tool node injects and the model does not write.
     """
+    return subclass_of(tool, _GatedTool, mosaic_injected=injected)
+
+
+def subclass_of(tool: BaseTool, mixin: type[Any], **attributes: Any) -> BaseTool:
+    """A tool of a subclass of its class and a mixin, with the same fields (shared, so its state stays one).
+
+    Args:
+        tool: Any tool.
+        mixin: Its methods come first.
+        **attributes: Class attributes of the subclass.
+    """
     cls: Any = type(tool)
-    body = {"__module__": cls.__module__, "__doc__": cls.__doc__, "mosaic_injected": injected}
-    body["__annotations__"] = {"mosaic_injected": ClassVar[frozenset]}
-    gated_cls = type(cls)(cls.__name__, (_GatedTool, cls), body)
-    gated: BaseTool = gated_cls.__new__(gated_cls)
+    body = {"__module__": cls.__module__, "__doc__": cls.__doc__, **attributes}
+    body["__annotations__"] = dict.fromkeys(attributes, ClassVar)
+    made_cls = type(cls)(cls.__name__, (mixin, cls), body)
+    made: BaseTool = made_cls.__new__(made_cls)
     for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
-        object.__setattr__(gated, slot, getattr(tool, slot))
-    return gated
+        object.__setattr__(made, slot, getattr(tool, slot))
+    return made
 
 
 class _GatedToolNode:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, AnyMessage, messages_to_dict
+from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.config import get_stream_writer
@@ -49,8 +49,8 @@ from mosaic_guard._waiting import (
     humans,
     refusals_so_far,
     remember,
+    step_record,
     still_begins_with,
-    task_of,
 )
 
 State = Any
@@ -447,31 +447,16 @@ class GuardNodes:
     def _log(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement, *, fresh: bool = False) -> None:
         if self.trace is None:
             return
-        messages = waiting.messages
-        channel = {} if fresh else channel_of(config)
-        logged = set(channel.get("logged") or ()) if waiting.number else set()
-        metadata = config.get("metadata") or {}
-        judged = judgement.judged
-        last = waiting.history[-1].segment if waiting.history else 0
-        self.trace.step(
-            {
-                "guard": self.trace.header(self.guard.describe()),
-                "trajectory": waiting.trajectory,
-                "task": str(metadata.get("mosaic_task") or task_of(messages)),
-                "step": waiting.number,
-                "at": waiting.at,
-                "after": channel.get("at") if waiting.number else None,
-                "segment": judged.segment if judged else last,
-                "thread": config.get("configurable", {}).get("thread_id"),
-                "messages": messages_to_dict([m for m in messages if message_digest(m) not in logged]),
-                "calls": [call.to_dict() for call in waiting.step.calls],
-                "decisions": [decision.to_dict() for decision in judgement.decisions],
-                "think": judgement.think,
-                "safety_thoughts": judgement.safety_thoughts,
-                "pieces": [piece.to_dict() for turn in judged.turns for piece in turn.pieces] if judged else [],
-                "seconds": judgement.seconds,
-            }
+        channel = {} if fresh or not waiting.number else channel_of(config)
+        record = step_record(
+            waiting,
+            judgement,
+            task=(config.get("metadata") or {}).get("mosaic_task"),
+            after=channel.get("at"),
+            thread=config.get("configurable", {}).get("thread_id"),
+            logged=frozenset(channel.get("logged") or ()),
         )
+        self.trace.step({"guard": self.trace.header(self.guard.describe()), **record})
 
     def _event(self, waiting: Waiting, **event: Any) -> None:
         writer = get_stream_writer()

@@ -8,12 +8,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, messages_to_dict
 
 from mosaic_guard._channel import Channel
 from mosaic_guard._decision import Call, Step
 from mosaic_guard._evidence import is_human, message_text
-from mosaic_guard._transcript import JudgedStep, messages_digest, step_end
+from mosaic_guard._guard import Judgement
+from mosaic_guard._transcript import JudgedStep, message_digest, messages_digest, step_end
 
 authority: ContextVar[tuple[str, ...] | None] = ContextVar("mosaic_guard_authority", default=None)
 """What people said in the thread whose tool is running: inside it, only these words are a human's."""
@@ -111,6 +112,39 @@ def remember(history: list[JudgedStep], judged: JudgedStep | None) -> list[dict[
         history = [*history, judged]
     current = history[-1].segment if history else 0
     return [{**past.to_dict(), **({} if past.segment == current else {"turns": []})} for past in history]
+
+
+def step_record(
+    waiting: Waiting, judgement: Judgement, *, task: Any, after: str | None, thread: Any, logged: frozenset[str]
+) -> dict[str, Any]:
+    """The `step` record of a trace, without its guard.
+
+    Args:
+        waiting: The step.
+        judgement: What was decided.
+        task: The task's name; None: a digest of the first human message.
+        after: The step before it, as its `at`.
+        thread: The thread's id.
+        logged: Digests of the messages that earlier records hold.
+    """
+    judged = judgement.judged
+    last = waiting.history[-1].segment if waiting.history else 0
+    return {
+        "trajectory": waiting.trajectory,
+        "task": str(task or task_of(waiting.messages)),
+        "step": waiting.number,
+        "at": waiting.at,
+        "after": after,
+        "segment": judged.segment if judged else last,
+        "thread": thread,
+        "messages": messages_to_dict([m for m in waiting.messages if message_digest(m) not in logged]),
+        "calls": [call.to_dict() for call in waiting.step.calls],
+        "decisions": [decision.to_dict() for decision in judgement.decisions],
+        "think": judgement.think,
+        "safety_thoughts": judgement.safety_thoughts,
+        "pieces": [piece.to_dict() for turn in judged.turns for piece in turn.pieces] if judged else [],
+        "seconds": judgement.seconds,
+    }
 
 
 def task_of(messages: Sequence[Any]) -> str:

@@ -1,0 +1,201 @@
+"""Single tools behind the guard: for whatever has no graph (the functional API, a loop of your own).
+
+There is no tool node to stand before, so the tool itself asks: its body runs only if the guard lets this call act.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
+from langchain_core.tools import BaseTool, ToolException
+from langgraph.config import get_config
+from langgraph.prebuilt.tool_node import _get_all_injected_args
+
+from mosaic_guard._channel import digest_of, proposing, read
+from mosaic_guard._decision import Step
+from mosaic_guard._gate import refusal_message, subclass_of
+from mosaic_guard._guard import Guard, Judgement, Plan
+from mosaic_guard._trace import TraceWriter
+from mosaic_guard._waiting import Waiting, as_calls, step_record
+
+
+class RefusedCallError(ToolException):
+    """The guard refused a call that was made without a tool call id, so no `ToolMessage` could say so."""
+
+
+@dataclass
+class _Conversation:
+    """What was said before the calls, and what was decided about them.
+
+    Attributes:
+        messages: The history, up to the AI message that proposes the calls.
+        verdicts: `{"verdict", "reason"}` by digest of the call.
+        lock: One step is judged once, whichever of its calls comes first.
+    """
+
+    messages: Sequence[BaseMessage]
+    verdicts: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_current: ContextVar[_Conversation | None] = ContextVar("mosaic_guard_conversation", default=None)
+
+
+@contextmanager
+def conversation(messages: Any) -> Iterator[None]:
+    """Tell guarded tools what was said: who asked for the calls that are made inside.
+
+    Args:
+        messages: The history in any form that LangChain reads, up to the AI message that proposes the calls. The calls of
+            that message are judged together, before the first of them runs.
+
+    Raises:
+        NotImplementedError: If LangChain reads no messages from it.
+    """
+    token = _current.set(_Conversation(convert_to_messages(messages)))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def guard_tools(
+    tools: Sequence[BaseTool],
+    *,
+    guard: Guard | None = None,
+    trace: TraceWriter | str | os.PathLike[str] | None = None,
+) -> list[BaseTool]:
+    """The same tools, each of a subclass of its class; a body runs only for a call that the guard lets act.
+
+    A refused call is answered with a `ToolMessage` of status `error`, or raises `RefusedCallError` where it was made with bare
+    arguments. A decision to ask counts as a refusal: there is no graph that could wait. Calls are judged against the
+    `conversation` that they are made in, or the messages of the LangGraph state that they run in; without either the guard
+    sees that nobody asked for anything.
+
+    Args:
+        tools: The tools; they are left as they are.
+        guard: Judges. Default: `Guard.load("default")`, the local model.
+        trace: A directory, or a `TraceWriter`, for what was judged.
+
+    Raises:
+        TypeError: For what is no tool.
+    """
+    for tool in tools:
+        if not isinstance(tool, BaseTool):
+            raise TypeError(
+                f"guard_tools takes LangChain tools, not {type(tool).__name__}: wrap the function with @tool"
+            )
+    writer = trace if trace is None or isinstance(trace, TraceWriter) else TraceWriter(trace)
+    judging = _Judging(guard if guard is not None else Guard.load("default"), {t.name: t for t in tools}, writer)
+    return [
+        subclass_of(
+            tool,
+            _GuardedTool,
+            mosaic_judging=judging,
+            mosaic_injected=frozenset(_get_all_injected_args(tool).all_injected_keys),
+        )
+        for tool in tools
+    ]
+
+
+@dataclass(frozen=True)
+class _Judging:
+    """What the tools of one `guard_tools` share."""
+
+    guard: Guard
+    tools: Mapping[str, BaseTool]
+    trace: TraceWriter | None
+
+    def verdict(self, call: Mapping[str, Any]) -> Mapping[str, str]:
+        """`{"verdict", "reason"}` of a call."""
+        talk = _talk()
+        with talk.lock:
+            if digest_of(call) not in talk.verdicts:
+                waiting = self._step(talk, call)
+                plan = self.guard.plan(waiting.step, key=waiting.key)
+                self._keep(talk, waiting, plan, self.guard.check(waiting.step, plan, key=waiting.key))
+            return talk.verdicts[digest_of(call)]
+
+    async def averdict(self, call: Mapping[str, Any]) -> Mapping[str, str]:
+        """`verdict` for event loops."""
+        talk = _talk()
+        if digest_of(call) not in talk.verdicts:
+            # No lock across an await: two calls that come at once may both have the step judged.
+            waiting = self._step(talk, call)
+            plan = await self.guard.aplan(waiting.step, key=waiting.key)
+            self._keep(talk, waiting, plan, await self.guard.acheck(waiting.step, plan, key=waiting.key))
+        return talk.verdicts[digest_of(call)]
+
+    def _step(self, talk: _Conversation, call: Mapping[str, Any]) -> Waiting:
+        index = proposing(talk.messages)
+        proposed: Any = talk.messages[index] if index >= 0 else None
+        calls = list(proposed.tool_calls) if proposed is not None else []
+        messages = list(talk.messages)
+        if all(digest_of(known) != digest_of(call) for known in calls):
+            calls = [dict(call)]
+            messages.append(AIMessage("", tool_calls=[{**call, "type": "tool_call"}]))
+        step = Step(messages, as_calls(calls), self.tools)
+        return Waiting(messages, step, [["", None, calls]], [], f"tools-{digest_of(call)[:16]}", 0)
+
+    def _keep(self, talk: _Conversation, waiting: Waiting, plan: Plan, judgement: Judgement) -> None:
+        for call, decision in zip(waiting.step.calls, judgement.decisions, strict=True):
+            acts = decision.verdict == "act"
+            reason = decision.reason or ("" if acts else "a person would have to decide")
+            found = {"verdict": "act" if acts else "refuse", "reason": reason}
+            # A verdict stands: the first judgement of a step is the one that its calls run by.
+            talk.verdicts.setdefault(call.digest, found)
+        if self.trace is not None:
+            record = step_record(waiting, judgement, task=None, after=None, thread=None, logged=frozenset())
+            self.trace.step({"guard": self.trace.header(self.guard.describe()), **record})
+
+
+class _GuardedTool:
+    """Mixed into a tool: the guard is asked before its body."""
+
+    mosaic_judging: ClassVar[_Judging]
+    mosaic_injected: ClassVar[frozenset[str]]
+
+    def run(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
+        call = self._mosaic_call(tool_input, kwargs.get("tool_call_id"))
+        found = self.mosaic_judging.verdict(call)
+        if found["verdict"] != "act":
+            return _refused(call, found["reason"])
+        return super().run(tool_input, *args, **kwargs)  # type: ignore[misc]
+
+    async def arun(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
+        call = self._mosaic_call(tool_input, kwargs.get("tool_call_id"))
+        found = await self.mosaic_judging.averdict(call)
+        if found["verdict"] != "act":
+            return _refused(call, found["reason"])
+        return await super().arun(tool_input, *args, **kwargs)  # type: ignore[misc]
+
+    def _mosaic_call(self, tool_input: Any, call_id: str | None) -> dict[str, Any]:
+        given = tool_input if isinstance(tool_input, Mapping) else {"input": tool_input}
+        written = {key: value for key, value in given.items() if key not in self.mosaic_injected}
+        return {"id": call_id, "name": self.name, "args": written}  # type: ignore[attr-defined]
+
+
+def _refused(call: Mapping[str, Any], reason: str) -> Any:
+    if call["id"] is None:
+        raise RefusedCallError(f"{call['name']} was refused by the guard: {reason}")
+    return refusal_message(call, reason)
+
+
+def _talk() -> _Conversation:
+    """The conversation that the running call belongs to."""
+    known = _current.get()
+    if known is not None:
+        return known
+    try:
+        config = get_config()
+    except RuntimeError:  # outside a graph
+        return _Conversation(())
+    messages = read(config, "messages")
+    return _Conversation(list(messages) if isinstance(messages, (list, tuple)) else ())
