@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mosaic_guard._decision import Call, Decision, Step
-    from mosaic_guard._errors import GuardWarning, MissingExtraError, ModelLoadError, UnguardableGraphError
+    from mosaic_guard._errors import GuardWarning, MissingExtraError, ModelLoadError, PolicyError, UnguardableGraphError
     from mosaic_guard._graph import guarded_graph
     from mosaic_guard._guard import Guard
     from mosaic_guard._policy import Policy
+    from mosaic_guard._policy_rule import Rule
     from mosaic_guard._trace import Outcome, TraceError, TraceWarning, TraceWriter, Trajectory, read_traces
     from mosaic_guard._transcript import Limits
     from mosaic_guard.models.chat import ChatGuardModel
@@ -22,10 +23,11 @@ __version__ = "0.1.0"
 # Looked up on first use, so that `import mosaic_guard` costs nothing: langgraph alone takes most of a second.
 _WHERE = {
     "_decision": ("Call", "Decision", "Step"),
-    "_errors": ("GuardWarning", "MissingExtraError", "ModelLoadError", "UnguardableGraphError"),
+    "_errors": ("GuardWarning", "MissingExtraError", "ModelLoadError", "PolicyError", "UnguardableGraphError"),
     "_graph": ("guarded_graph",),
     "_guard": ("Guard",),
     "_policy": ("Policy",),
+    "_policy_rule": ("Rule",),
     "_trace": ("Outcome", "TraceError", "TraceWarning", "TraceWriter", "Trajectory", "read_traces"),
     "_transcript": ("Limits",),
     "models.chat": ("ChatGuardModel",),
@@ -48,6 +50,8 @@ __all__ = [
     "ModelLoadError",
     "Outcome",
     "Policy",
+    "PolicyError",
+    "Rule",
     "ScriptedGuardModel",
     "Step",
     "TraceError",

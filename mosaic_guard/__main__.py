@@ -1,4 +1,4 @@
-"""`python -m mosaic_guard`: a thin door; the work is done in `mosaic_guard_training`."""
+"""`python -m mosaic_guard`: a thin door; the work is done in `mosaic_guard_training` and in `_policy_check.py`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a guard, next to baselines that cost nothing.")
 app.add_typer(evaluate_app, name="evaluate")
+policy_app = typer.Typer(no_args_is_help=True, help="Rules that are evaluated before the guard model.")
+app.add_typer(policy_app, name="policy")
 
 
 @app.callback()
@@ -95,6 +97,40 @@ def bench_command(
         f"tokens per step: {min(sizes)} to {max(sizes)}; at step {LAST} the cache is {faster:.1f} times as fast"
     )
     Console().print(drawn)
+
+
+@policy_app.callback()
+def _policy() -> None:
+    """Rules that are evaluated before the guard model."""
+
+
+@policy_app.command("check")
+def policy_check(
+    file: Annotated[Path, typer.Argument(help="A policy: .toml, .yaml or .yml.")],
+    tool: Annotated[
+        str | None, typer.Option(help="Explain a call of this tool; without it, the rules are listed.")
+    ] = None,
+    args: Annotated[str, typer.Option(help="Arguments of the call, a JSON object.")] = "{}",
+    user: Annotated[str, typer.Option(help="What the user said.")] = "",
+    result: Annotated[list[str] | None, typer.Option(help="Text of a tool result before the call; repeatable.")] = None,
+    annotations: Annotated[str, typer.Option(help="The tool's metadata, such as MCP's hints, a JSON object.")] = "{}",
+    tags: Annotated[str, typer.Option(help="The tool's tags, separated by commas.")] = "",
+    earlier: Annotated[int, typer.Option(min=0, help="How many calls of the tool have run before.")] = 0,
+) -> None:
+    """Check a policy file, and explain rule by rule what it does to a call."""
+    with _one_sentence():
+        from mosaic_guard._policy_check import Question, explain_call, json_object, list_rules
+        from mosaic_guard._policy_file import load_policy
+
+        policy = load_policy(file)
+        lines = list_rules(policy)
+        if tool is not None:
+            known = json_object("--annotations", annotations)
+            named = [tag.strip() for tag in tags.split(",") if tag.strip()]
+            question = Question(tool, json_object("--args", args), user, result or (), known, named, earlier)
+            lines = explain_call(policy, question)
+        for line in lines:
+            typer.echo(line)
 
 
 def _guards(names: list[str], sample: bool, seed: int, baselines: bool) -> dict[str, Guard]:

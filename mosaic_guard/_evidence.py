@@ -116,13 +116,33 @@ def gather_evidence(messages: Sequence[BaseMessage], calls: Sequence[Call]) -> t
             text that this AI message says is counted as the agent's.
         calls: The proposed calls.
     """
-    end = next((i for i in range(len(messages) - 1, -1, -1) if isinstance(messages[i], AIMessage)), len(messages))
-    before, proposing = messages[:end], messages[end : end + 1]
+    before, proposing = _split(messages)
     return tuple(_evidence(before, proposing, call) for call in calls)
 
 
+def gather_origins(messages: Sequence[BaseMessage], call: Call) -> tuple[Origin, ...]:
+    """The origins that `gather_evidence` finds for a call, without the rest, which costs more."""
+    return _origins(*_split(messages), call)
+
+
+def said_by_human(messages: Sequence[BaseMessage], value: str) -> bool:
+    """Whether a human's own words hold a value, wherever else it appeared before."""
+    wanted = _folded(value)
+    return any(is_human(message) and _holds(_folded(message_text(message)), wanted) for message in messages)
+
+
+def _split(messages: Sequence[BaseMessage]) -> tuple[Sequence[BaseMessage], Sequence[BaseMessage]]:
+    """What stands before the AI message that proposes the calls, and that message (none in a history without one)."""
+    end = next((i for i in range(len(messages) - 1, -1, -1) if isinstance(messages[i], AIMessage)), len(messages))
+    return messages[:end], messages[end : end + 1]
+
+
+def _origins(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> tuple[Origin, ...]:
+    return tuple(_origin(path, value, before, proposing) for path, value in leaves(call.args) if is_telling(value))
+
+
 def _evidence(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> CallEvidence:
-    origins = tuple(_origin(path, value, before, proposing) for path, value in leaves(call.args) if _telling(value))
+    origins = _origins(before, proposing, call)
     words = words_of(call.name.replace("_", " ")) | frozenset().union(*(words_of(v) for _, v in leaves(call.args)))
     user = _nearest(words, [(None, message_text(m)) for m in before if is_human(m)], False)
     results = [
@@ -143,8 +163,8 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path or "value", str(value)
 
 
-def _telling(value: str) -> bool:
-    """Values such as `true` or `1` stand in any text and tell nothing about who wrote them."""
+def is_telling(value: str) -> bool:
+    """Whether a value can be traced: such as `true` or `1` stand in any text and tell nothing about who wrote them."""
     return len(value.strip()) > 1 and value.lower() not in ("true", "false", "none", "null")
 
 

@@ -92,7 +92,7 @@ class Guard:
     Args:
         model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the default
             (SmolLM2-135M-Instruct, run in this process).
-        policy: Rules that are evaluated before the model.
+        policy: Rules that are evaluated before the model: a `Policy`, or the path of a file that holds one.
         threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1].
         ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].
             Default: nobody is asked.
@@ -107,6 +107,7 @@ class Guard:
     Raises:
         MissingExtraError: If the model needs packages that are not installed.
         ModelLoadError: If the model cannot be loaded.
+        PolicyError: If the policy's file cannot be read.
         ValueError: For a threshold outside (0, 1] or an unknown option.
     """
 
@@ -114,7 +115,7 @@ class Guard:
         self,
         model: GuardModel | BaseChatModel | str | os.PathLike[str] | None = None,
         *,
-        policy: Policy | None = None,
+        policy: Policy | str | os.PathLike[str] | None = None,
         threshold: float = 0.5,
         ask_threshold: float | None = None,
         check: Check = "adaptive",
@@ -136,7 +137,7 @@ class Guard:
         if on_error not in ("refuse", "ask", "act"):
             raise ValueError(f"on_error is 'refuse', 'ask' or 'act', not {on_error!r}")
         self.model = _model(model)
-        self.policy = policy or Policy()
+        self.policy = Policy.load(policy) if isinstance(policy, (str, os.PathLike)) else policy or Policy()
         self.threshold = threshold
         self.ask_threshold = ask_threshold
         self.check_mode: Check = check
@@ -233,7 +234,7 @@ class Guard:
 
     def _settled(self, step: Step) -> bool:
         """Whether no model is needed: every call decided by a rule, or more calls than are judged."""
-        return len(step.calls) > self.limits.calls or all(self.policy.decide(call) for call in step.calls)
+        return len(step.calls) > self.limits.calls or all(self.policy.decide(call, step) for call in step.calls)
 
     def _prompt(self, step: Step, history: Sequence[JudgedStep], key: str) -> Prompt:
         if not step.evidence:
@@ -270,8 +271,11 @@ class _Checking:
         self._checked: Checked | None = None
         self._random = random.Random(guard.step_seed(f"{key}\0check"))
         self._rules: list[Decision | None] = [None] * len(step.calls)
+        for index, call in enumerate(step.calls):
+            # Each by itself: a rule that fails on one call takes no refusal from another, whatever `on_error` says.
+            with self.failure():
+                self._rules[index] = guard.policy.decide(call, step)
         with self.failure():
-            self._rules = [guard.policy.decide(call) for call in step.calls]
             if not step.evidence:
                 self._step = replace(step, evidence=gather_evidence(step.messages, step.calls))
 
