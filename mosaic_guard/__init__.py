@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mosaic_guard._builder import GuardedStateGraph
     from mosaic_guard._decision import Call, Decision, Step
     from mosaic_guard._errors import GuardWarning, MissingExtraError, ModelLoadError, PolicyError, UnguardableGraphError
-    from mosaic_guard._graph import guarded_graph
+    from mosaic_guard._graph import guarded_builder, guarded_graph
     from mosaic_guard._guard import Guard
+    from mosaic_guard._guarded_tools import RefusedCallError, conversation, guard_tools
+    from mosaic_guard._nodes import GuardNodes
     from mosaic_guard._policy import Policy
     from mosaic_guard._policy_rule import Rule
     from mosaic_guard._trace import Outcome, TraceError, TraceWarning, TraceWriter, Trajectory, read_traces
@@ -24,7 +27,10 @@ __version__ = "0.1.0"
 _WHERE = {
     "_decision": ("Call", "Decision", "Step"),
     "_errors": ("GuardWarning", "MissingExtraError", "ModelLoadError", "PolicyError", "UnguardableGraphError"),
-    "_graph": ("guarded_graph",),
+    "_builder": ("GuardedStateGraph",),
+    "_graph": ("guarded_builder", "guarded_graph"),
+    "_guarded_tools": ("RefusedCallError", "conversation", "guard_tools"),
+    "_nodes": ("GuardNodes",),
     "_guard": ("Guard",),
     "_policy": ("Policy",),
     "_policy_rule": ("Rule",),
@@ -43,7 +49,9 @@ __all__ = [
     "Decision",
     "Guard",
     "GuardModel",
+    "GuardNodes",
     "GuardWarning",
+    "GuardedStateGraph",
     "Limits",
     "LocalGuardModel",
     "MissingExtraError",
@@ -51,6 +59,7 @@ __all__ = [
     "Outcome",
     "Policy",
     "PolicyError",
+    "RefusedCallError",
     "Rule",
     "ScriptedGuardModel",
     "Step",
@@ -59,6 +68,9 @@ __all__ = [
     "TraceWriter",
     "Trajectory",
     "UnguardableGraphError",
+    "conversation",
+    "guard_tools",
+    "guarded_builder",
     "guarded_graph",
     "read_traces",
 ]

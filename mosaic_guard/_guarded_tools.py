@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.tools import BaseTool, ToolException
 from langgraph.config import get_config
 from langgraph.prebuilt.tool_node import _get_all_injected_args
@@ -53,13 +53,14 @@ def conversation(messages: Any) -> Iterator[None]:
     """Tell guarded tools what was said: who asked for the calls that are made inside.
 
     Args:
-        messages: The history in any form that LangChain reads, up to the AI message that proposes the calls. The calls of
+        messages: What the user said, or the history in any form that LangChain reads, up to the AI message that proposes the calls. The calls of
             that message are judged together, before the first of them runs.
 
     Raises:
         NotImplementedError: If LangChain reads no messages from it.
     """
-    token = _current.set(_Conversation(convert_to_messages(messages)))
+    said = [HumanMessage(messages)] if isinstance(messages, str) else convert_to_messages(messages)
+    token = _current.set(_Conversation(said))
     try:
         yield
     finally:

@@ -74,7 +74,7 @@ class LocalGuardModel(GuardModel):
         self.window = int(getattr(model.config, "max_position_embeddings", None) or 8192)
         self._cache = PrefixCache(cache_tokens) if cache_tokens else None
         self._lock = threading.Lock()
-        self._words = {verdict: self._format.content(f" {verdict}") for verdict in (*VERDICTS, "ask")}
+        self._words = {verdict: self._format.content(f" {verdict}") for verdict in VERDICTS}
         if self._words["act"][0] == self._words["refuse"][0]:
             raise ModelLoadError(f"{self.base!r} does not tell 'act' and 'refuse' apart by their first token")
         self._text_mask = _text_mask(model, tokenizer, self._format)
@@ -127,7 +127,7 @@ class LocalGuardModel(GuardModel):
                 verdict, kind = decide(index, p_refuse)
                 probabilities.append(p_refuse)
                 chance = p_refuse if verdict == "refuse" else 1 - p_refuse
-                writer.choose(kind, f" {verdict}", self._words[verdict], chance)
+                writer.choose(kind, f" {verdict}", self._words["refuse" if verdict == "refuse" else "act"], chance)
                 writer.force("\n")
             writer.force(DECISION_END)
             writer.keep()
