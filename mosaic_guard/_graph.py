@@ -28,6 +28,7 @@ def guarded_graph(
     prefix: str = "",
     trace: TraceWriter | str | os.PathLike[str] | None = None,
     events: bool = False,
+    check_final: bool = False,
 ) -> CompiledStateGraph[Any, Any, Any, Any]:
     """The same graph with `plan`, `check`, `ask` and `refuse` before its tools; the given graph is left as it is.
 
@@ -47,6 +48,8 @@ def guarded_graph(
         prefix: Put before the names of the guard's nodes, for graphs that have a `plan` of their own.
         trace: A directory, or a `TraceWriter`, for what was judged.
         events: Send plans and decisions to the `custom` stream.
+        check_final: Judge the answer that ends the run too, as a call of `final_answer` with the argument `text`: private data
+            can leave in words. A refused answer is replaced in the state; use `hold=True` to keep it out of streams.
 
     Raises:
         UnguardableGraphError: If it is not a compiled LangGraph graph, has no tool node, has no node of a given name, or
@@ -69,6 +72,7 @@ def guarded_graph(
         "prefix": prefix,
         "trace": _writer(trace),
         "events": events,
+        "check_final": check_final,
     }
     return _guard_compiled(graph, tool_nodes, options, _nested(options))
 
@@ -109,7 +113,8 @@ def _nested(options: dict[str, Any]) -> Nested:
     def guard_one(graph: Any) -> Any:
         if options["guard"] is None:
             options["guard"] = Guard.load("default")
-        return _guard_compiled(graph, (), options, nested)
+        # The answer of a graph inside goes to the graph around it.
+        return _guard_compiled(graph, (), {**options, "check_final": False}, nested)
 
     nested = Nested(guard_one)
     return nested
