@@ -10,7 +10,7 @@ ARGS ?=
 pin = "$$(grep '^$(1)==' constraints.txt)"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check format bench wheel-smoke clean
+.PHONY: help install demo test test-fast check format bench bench-graph wheel-smoke clean
 
 # The default model comes from a package: nothing here may wait for a model hub.
 demo test test-fast bench: export HF_HUB_OFFLINE := 1
@@ -55,6 +55,9 @@ format: install ## Format the code and apply the safe lint fixes
 
 bench: install ## Measure what the guard adds to each step
 	$(PY) -m mosaic_guard bench $(ARGS)
+
+bench-graph: install ## Measure what the wiring alone costs, next to peers
+	$(PY) -m mosaic_guard bench-graph $(ARGS)
 
 wheel-smoke: install ## Build the wheel and try it in an empty environment
 	$(PY) scripts/wheel_smoke.py
