@@ -13,7 +13,15 @@ from mosaic_guard_training.evaluation.bench_graph_table import table
 NEMO = importlib.util.find_spec("nemoguardrails") is not None
 
 
-@pytest.mark.parametrize("setting", every_setting(), ids=lambda s: f"{s.agent}-{s.calls}-{s.store}")
+SETTINGS = [Setting("create_agent", 3, "SQLite"), Setting("StateGraph", 1, "memory")]
+
+
+def test_by_default_everything_is_measured_on_everything() -> None:
+    assert len(set(every_setting())) == 8
+    assert set(SETTINGS) < set(every_setting())
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.agent)
 def test_every_variant_is_measured_at_every_step(setting: Setting) -> None:
     found = bench_graph(1, steps=3, settings=[setting])[setting]
     assert {"unguarded", "mosaic-guard"} <= set(found)
