@@ -21,6 +21,7 @@ from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolM
 from langchain_core.tools import BaseTool
 
 from mosaic_guard._blocks import Blocks, clip, one_line, quoted, write_blocks
+from mosaic_guard._deadline import Deadline
 from mosaic_guard._decision import Call, Decision, Step, Verdict, canonical_json
 from mosaic_guard._evidence import CallEvidence, is_human, is_refusal, message_text, sentences, words_of
 
@@ -154,6 +155,7 @@ class Prompt:
         limits: Sizes.
         check: Whether the safety block is the model's choice, always there or never.
         seed: Seed of the model's sampling; None to take the likelier.
+        deadline: When the answer is no longer waited for; a model that can stop in between calls its `check()`.
     """
 
     turns: tuple[Turn, ...]
@@ -164,6 +166,7 @@ class Prompt:
     limits: Limits = field(default_factory=Limits)
     check: Literal["adaptive", "always", "never"] = "adaptive"
     seed: int | None = None
+    deadline: Deadline | None = field(default=None, compare=False, repr=False)
 
 
 class WindowError(ValueError):
