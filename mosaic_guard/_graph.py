@@ -28,6 +28,7 @@ from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL
 from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._gate import ResultCache, gated_tool_node
 from mosaic_guard._guard import Guard
+from mosaic_guard._hold import HoldsMessages
 from mosaic_guard._nodes import GuardNodes
 from mosaic_guard._recursion import UserSteps
 from mosaic_guard._trace import TraceWriter
@@ -54,6 +55,10 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         return {**(config or {}), "recursion_limit": UserSteps(limit)}
 
 
+class HoldingGraph(HoldsMessages, GuardedGraph):
+    """A guarded graph whose `messages` stream waits for the guard's decisions."""
+
+
 def guarded_graph(
     graph: CompiledStateGraph[Any, Any, Any, Any],
     *,
@@ -64,6 +69,7 @@ def guarded_graph(
     prefix: str = "",
     trace: TraceWriter | str | os.PathLike[str] | None = None,
     events: bool = False,
+    hold: bool = False,
 ) -> CompiledStateGraph[Any, Any, Any, Any]:
     """The same graph with `plan`, `check` and `refuse` before its tools; the given graph is left as it is.
 
@@ -79,7 +85,10 @@ def guarded_graph(
         max_refusals: The run ends at this many steps in a row with a refusal. At least 1.
         prefix: Put before the names of the three nodes, for graphs that have a `plan` of their own.
         trace: A directory, or a `TraceWriter`, for what was judged.
-        events: Send plans and decisions to the `custom` stream.
+        events: Send plans and decisions, with the seconds that they took, to the `custom` stream.
+        hold: Release chunks of stream mode `messages` only after the guard has decided the calls that their message proposes;
+            what proposes none is released when its node ends. Refused calls are shown too, after the decision. Not for
+            `astream_events` before version `v3`, which then raises `ValueError`.
 
     Raises:
         UnguardableGraphError: If it is not a compiled LangGraph graph, has no tool node, has no node of a given name, or
@@ -100,7 +109,7 @@ def guarded_graph(
         trace=trace if trace is None or isinstance(trace, TraceWriter) else TraceWriter(trace),
         events=events,
     )
-    return guarding.compile_like(graph)
+    return guarding.compile_like(graph, HoldingGraph if hold else GuardedGraph)
 
 
 def _builder(graph: Any) -> StateGraph[Any, Any, Any, Any]:
@@ -315,8 +324,8 @@ class _Guarding:
         # A run of refusals ends here: for the drawing, since nothing has to be written to end.
         builder.branches[self.refuse]["end"] = _only_if(_always(END), lambda channel: False)
 
-    def compile_like(self, graph: CompiledStateGraph[Any, Any, Any, Any]) -> GuardedGraph:
-        """Compile with the arguments and the bound config that the given graph has."""
+    def compile_like(self, graph: CompiledStateGraph[Any, Any, Any, Any], cls: type[GuardedGraph]) -> GuardedGraph:
+        """Compile into `cls`, with the arguments and the bound config that the given graph has."""
         compiled: Any = self.builder.compile(
             checkpointer=graph.checkpointer,
             cache=graph.cache,
@@ -333,7 +342,7 @@ class _Guarding:
             if key in graph.__dict__:
                 setattr(compiled, key, graph.__dict__[key])
         compiled.stream_channels = [key for key in compiled.stream_channels if key not in HIDDEN_CHANNELS]
-        compiled.__class__ = GuardedGraph
+        compiled.__class__ = cls
         return cast(GuardedGraph, compiled)
 
 

@@ -27,6 +27,7 @@ from mosaic_guard._decision import Call, Step
 from mosaic_guard._evidence import is_human, message_text
 from mosaic_guard._gate import refusal_message
 from mosaic_guard._guard import Guard, Judgement, Plan
+from mosaic_guard._hold import announce
 from mosaic_guard._recursion import grant_superstep
 from mosaic_guard._trace import TraceWriter
 from mosaic_guard._transcript import JudgedStep, message_digest, messages_digest, step_end
@@ -209,7 +210,14 @@ class GuardNodes:
     def _planned(self, waiting: _Waiting, plan: Plan) -> dict[str, Any]:
         if self.events and waiting.step.calls:
             calls = [call.to_dict() for call in waiting.step.calls]
-            self._event(waiting, event="plan", think=plan.think, error=plan.error, calls=calls)
+            self._event(
+                waiting,
+                event="plan",
+                think=plan.think,
+                error=plan.error,
+                calls=calls,
+                seconds={"plan": round(plan.seconds, 4)},
+            )
         opened = {
             "routes": waiting.routes,
             "seen": _seen(waiting),
@@ -252,6 +260,7 @@ class GuardNodes:
                 decisions=decisions,
                 seconds=judgement.seconds,
             )
+        announce(config, waiting.step.calls)
         return {
             "go": waiting.routes,
             "seen": _seen(waiting),
