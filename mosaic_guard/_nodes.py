@@ -39,6 +39,7 @@ from mosaic_guard._decision import Decision, Step
 from mosaic_guard._function_node import FunctionNode
 from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
 from mosaic_guard._guard import Guard, Judgement, Plan
+from mosaic_guard._hold import announce
 from mosaic_guard._nested import Nested
 from mosaic_guard._recursion import grant_superstep
 from mosaic_guard._trace import TraceWriter
@@ -345,7 +346,14 @@ class GuardNodes:
     def _planned(self, waiting: Waiting, plan: Plan) -> dict[str, Any]:
         if self.events and waiting.step.calls:
             calls = [call.to_dict() for call in waiting.step.calls]
-            self._event(waiting, event="plan", think=plan.think, error=plan.error, calls=calls, seconds=plan.seconds)
+            self._event(
+                waiting,
+                event="plan",
+                think=plan.think,
+                error=plan.error,
+                calls=calls,
+                seconds={"plan": round(plan.seconds, 4)},
+            )
         opened = {
             "routes": waiting.routes,
             "seen": waiting.seen,
@@ -397,6 +405,7 @@ class GuardNodes:
         # Counted once for each step, when it is first judged.
         refusals = refusals if waiting.edits else (refusals + 1 if refused else refusals if asked else 0)
         ending = refused and (self.on_refuse == "end" or refusals >= self.max_refusals)
+        announce(config, waiting.step.calls, judgement.decisions)
         return {
             "go": waiting.routes,
             "seen": waiting.seen,

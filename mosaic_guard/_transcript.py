@@ -20,6 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolM
 from langchain_core.tools import BaseTool
 
 from mosaic_guard._blocks import Blocks, clip, one_line, quoted, write_blocks
+from mosaic_guard._deadline import Deadline
 from mosaic_guard._decision import Call, Decision, Step, Verdict, canonical_json
 from mosaic_guard._digest import message_digest as message_digest  # noqa: PLC0414 - other rooms find both here
 from mosaic_guard._digest import messages_digest as messages_digest  # noqa: PLC0414
@@ -155,6 +156,7 @@ class Prompt:
         limits: Sizes.
         check: Whether the safety block is the model's choice, always there or never.
         seed: Seed of the model's sampling; None to take the likelier.
+        deadline: When the answer is no longer waited for; a model that can stop in between calls its `check()`.
     """
 
     turns: tuple[Turn, ...]
@@ -165,6 +167,7 @@ class Prompt:
     limits: Limits = field(default_factory=Limits)
     check: Literal["adaptive", "always", "never"] = "adaptive"
     seed: int | None = None
+    deadline: Deadline | None = field(default=None, compare=False, repr=False)
 
 
 class WindowError(ValueError):

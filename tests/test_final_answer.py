@@ -80,3 +80,23 @@ def test_a_state_that_cannot_replace_a_message_fails_loudly() -> None:
     builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
     with pytest.raises(UnguardableGraphError, match="add_messages"):
         guarded_graph(builder.compile(), guard=Guard(ScriptedGuardModel()), check_final=True)
+
+
+@pytest.mark.parametrize("subgraphs", [False, True])
+async def test_with_hold_the_words_of_a_refused_answer_are_never_streamed(subgraphs: bool) -> None:
+    for answer, shown in (("the PIN is 1234", False), ("perhaps so", False), ("all well", True)):
+        for run_async in (False, True):
+            graph = guarded_graph(
+                build("create_agent", [], answer, checkpointer=InMemorySaver()),
+                guard=Guard(ScriptedGuardModel(leaks), ask_threshold=0.2),
+                check_final=True,
+                hold=True,
+            )
+            thread: Any = {"configurable": {"thread_id": "1"}}
+            options: Any = {"stream_mode": "messages", "subgraphs": subgraphs}
+            chunks = (
+                [c async for c in graph.astream(ASK, thread, **options)]
+                if run_async
+                else list(graph.stream(ASK, thread, **options))
+            )
+            assert (answer in str(chunks)) == shown
