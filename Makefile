@@ -10,10 +10,10 @@ ARGS ?=
 pin = "$$(grep '^$(1)==' constraints.txt)"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check format bench wheel-smoke clean
+.PHONY: help install demo test test-fast test-nightly check format bench bench-graph wheel-smoke clean
 
 # The default model comes from a package: nothing here may wait for a model hub.
-demo test test-fast bench: export HF_HUB_OFFLINE := 1
+demo test test-fast test-nightly bench: export HF_HUB_OFFLINE := 1
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,8 +41,12 @@ demo: install ## Run the demonstration: examples/demo.py
 test: install ## Run all tests (ARGS="-k name" to choose)
 	$(PY) -m pytest $(ARGS)
 
-test-fast: install ## Run the tests without a language model, in under a minute
-	$(PY) -m pytest -m "not model" $(ARGS)
+test-fast: install ## Run the tests without a language model or PostgreSQL, in under a minute
+	$(PY) -m pytest -m "not model and not postgres" $(ARGS)
+
+test-nightly: install ## Run the long tests: 200 threads on killed workers, 2,000 examples of each property
+	$(PY) -m pytest -m nightly $(ARGS)
+	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest tests/test_invariants.py tests/test_digest.py $(ARGS)
 
 check: install ## Check formatting, lint and types
 	$(PY) -m ruff format --check .
@@ -55,6 +59,9 @@ format: install ## Format the code and apply the safe lint fixes
 
 bench: install ## Measure what the guard adds to each step
 	$(PY) -m mosaic_guard bench $(ARGS)
+
+bench-graph: install ## Measure what the wiring alone costs, next to peers
+	$(PY) -m mosaic_guard bench-graph $(ARGS)
 
 wheel-smoke: install ## Build the wheel and try it in an empty environment
 	$(PY) scripts/wheel_smoke.py

@@ -133,6 +133,28 @@ def policy_check(
             typer.echo(line)
 
 
+@app.command("bench-graph")
+def bench_graph_command(
+    repeats: Annotated[int, typer.Option(min=1, help="Threads per variant and setting.")] = 5,
+    steps: Annotated[int, typer.Option(min=2, help="Steps per thread.")] = 30,
+) -> None:
+    """What the wiring costs per step where no model is asked, next to the unguarded agent and two peers."""
+    from rich.console import Console
+
+    console = Console()
+    with _one_sentence():
+        from mosaic_guard_training.evaluation.bench_graph import bench_graph
+        from mosaic_guard_training.evaluation.bench_graph_table import table
+
+        with console.status("") as status:
+            found = bench_graph(
+                repeats,
+                steps=steps,
+                progress=lambda s: status.update(f"{s.agent}, {s.calls} call(s) a step, checkpoints in {s.store}"),
+            )
+    console.print(table(found, repeats, steps))
+
+
 def _guards(names: list[str], sample: bool, seed: int, baselines: bool) -> dict[str, Guard]:
     """The guards by the name that the table shows: baselines first, then those asked for."""
     from mosaic_guard import Guard

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from mosaic_guard._waiting import FINAL
+
 AnswerType = Literal["approve", "edit", "reject", "respond"]
 ANSWERS: tuple[AnswerType, ...] = ("approve", "edit", "reject", "respond")
 
@@ -50,18 +52,23 @@ def request(asked: Sequence[tuple[Mapping[str, Any], str]], error: str | None = 
             for call, reason in asked
         ],
         "review_configs": [
-            {"action_name": str(call.get("name")), "allowed_decisions": list(ANSWERS)} for call, _ in asked
+            {"action_name": str(call.get("name")), "allowed_decisions": list(_allowed(call))} for call, _ in asked
         ],
     }
     return payload if error is None else {**payload, "error": error}
 
 
-def read_answers(value: Any, asked: int) -> list[Answer]:
+def _allowed(call: Mapping[str, Any]) -> tuple[AnswerType, ...]:
+    """A final answer is given or not; it is not another's to write."""
+    return ("approve", "reject") if call.get("name") == FINAL else ANSWERS
+
+
+def read_answers(value: Any, asked: Sequence[Mapping[str, Any]]) -> list[Answer]:
     """The answers in a resume value, one per asked call, in order.
 
     Args:
         value: `{"decisions": [...]}`, each `{"type": "approve" | "edit" | "reject" | "respond", ...}`.
-        asked: Number of asked calls.
+        asked: The asked calls.
 
     Raises:
         BadAnswerError: If it has another form.
@@ -69,15 +76,16 @@ def read_answers(value: Any, asked: int) -> list[Answer]:
     decisions = value.get("decisions") if isinstance(value, Mapping) else None
     if not isinstance(decisions, (list, tuple)):
         raise BadAnswerError('resume with Command(resume={"decisions": [...]}), one decision per asked call')
-    if len(decisions) != asked:
-        raise BadAnswerError(f"{len(decisions)} decisions for {asked} asked calls: give one each, in their order")
-    return [_answer(decision, number) for number, decision in enumerate(decisions, 1)]
+    if len(decisions) != len(asked):
+        raise BadAnswerError(f"{len(decisions)} decisions for {len(asked)} asked calls: give one each, in their order")
+    pairs = zip(decisions, asked, strict=True)
+    return [_answer(decision, number, _allowed(call)) for number, (decision, call) in enumerate(pairs, 1)]
 
 
-def _answer(decision: Any, number: int) -> Answer:
+def _answer(decision: Any, number: int, allowed: Sequence[AnswerType]) -> Answer:
     kind = decision.get("type") if isinstance(decision, Mapping) else decision
-    if kind not in ANSWERS:
-        raise BadAnswerError(f"decision {number} has the type {kind!r}: give one of {', '.join(ANSWERS)}")
+    if kind not in allowed:
+        raise BadAnswerError(f"decision {number} has the type {kind!r}: give one of {', '.join(allowed)}")
     message = decision.get("message") or "" if isinstance(decision, Mapping) else ""
     action = decision.get("edited_action") if isinstance(decision, Mapping) else None
     if kind == "edit":

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast
 
+from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph._internal._runnable import RunnableCallable
 from langgraph.cache.base import BaseCache
@@ -62,6 +63,10 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
             raise UnguardableGraphError(
                 f"the graph's state has no {key!r} ({sorted(self.channels)}): name its messages with messages_key=..."
             )
+        if nodes.check_final and not _replaces_by_id(self.channels[key]):
+            raise UnguardableGraphError(
+                f"check_final has to replace an answer that is refused: give {key!r} the reducer add_messages"
+            )
         self._guard_nodes = nodes
         self.add_channels(key)
         for name, gate in nodes.gates.items():
@@ -75,7 +80,8 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
         self._add(nodes.ask_name, nodes.ask, None)
         self._add(nodes.refuse_name, nodes.refuse, None)
         self.edges.add((nodes.plan_name, nodes.check_name))
-        ways: dict[Hashable, str] = {name: name for name in (*nodes.gates, nodes.refuse_name)}
+        final = (END,) if nodes.check_final else ()
+        ways: dict[Hashable, str] = {name: name for name in (*nodes.gates, nodes.refuse_name, *final)}
         for source, more in ((nodes.check_name, nodes.ask_name), (nodes.ask_name, nodes.plan_name)):
             self.branches[source]["route"] = BranchSpec(
                 RunnableCallable(nodes.after_check, name="route", trace=False), {**ways, more: more}, _GuardInput
@@ -233,7 +239,7 @@ class _Rewriting:
 
     def __init__(self, builder: GuardedStateGraph, nodes: GuardNodes) -> None:
         self.builder, self.nodes = builder, nodes
-        self.tool_nodes = nodes.gates
+        self.guarded = {*nodes.gates, *((END,) if nodes.check_final else ())}
 
     def insert(self) -> None:
         """Put the guard's channel, nodes and edges into the builder."""
@@ -252,7 +258,7 @@ class _Rewriting:
             for name, branch in named.items():
                 named[name] = self._to_plan(branch)
         for source, target in sorted(builder.edges):
-            if target in self.tool_nodes:
+            if target in self.guarded:
                 builder.edges.discard((source, target))
                 builder.branches[source][f"to {target}"] = self._to_plan(_always(target))
 
@@ -261,7 +267,7 @@ class _Rewriting:
         path, ends = branch.path, branch.ends
         new_ends: dict[Hashable, str] | None = None
         if ends is not None:
-            new_ends = {end: end for end in ends.values() if end not in self.tool_nodes}
+            new_ends = {end: end for end in ends.values() if end not in self.guarded}
             if len(new_ends) < len(set(ends.values())):
                 new_ends[self.nodes.plan_name] = self.nodes.plan_name
 
@@ -271,7 +277,7 @@ class _Rewriting:
             for target in result if isinstance(result, (list, tuple)) else [result]:
                 sent = isinstance(target, Send)
                 node = target.node if sent else ends[target] if ends else target
-                if node in self.tool_nodes:
+                if node in self.guarded:
                     routes.append([node, target.arg if sent else None])
                 else:
                     kept.append(target if sent else node)
@@ -309,6 +315,15 @@ class _Rewriting:
                 builder.branches[refuse][f"leave {name} {number}"] = _only_if(same_state, partial(_refused, name))
         # A run of refusals ends here: for the drawing, since nothing has to be written to end.
         builder.branches[refuse]["end"] = _only_if(_always(END), lambda channel: False)
+
+
+def _replaces_by_id(channel: Any) -> bool:
+    """Whether a messages channel replaces a message by one with the same id, as `add_messages` does."""
+    reducer = getattr(channel, "operator", None)
+    try:
+        return reducer is not None and len(reducer([AIMessage("a", id="1")], [AIMessage("b", id="1")])) == 1
+    except (TypeError, ValueError):
+        return False
 
 
 def _always(target: str) -> BranchSpec:

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
 from mosaic_guard._decision import call_digest
-from mosaic_guard._transcript import messages_digest
+from mosaic_guard._digest import messages_digest
 
 GUARD_CHANNEL = "__mosaic_guard__"
 ROUTES_CHANNEL = "__mosaic_guard_routes__"
@@ -65,8 +65,11 @@ def write(config: RunnableConfig, channel: str, update: Any) -> None:
 
 def proposing(messages: Sequence[BaseMessage]) -> int:
     """Index of the last AI message that proposes tool calls; -1 if there is none."""
-    found = (i for i, m in reversed(list(enumerate(messages))) if isinstance(m, AIMessage) and m.tool_calls)
-    return next(found, -1)
+    for index in range(len(messages) - 1, -1, -1):
+        message = messages[index]
+        if isinstance(message, AIMessage) and message.tool_calls:
+            return index
+    return -1
 
 
 def position(messages: Sequence[BaseMessage]) -> str:

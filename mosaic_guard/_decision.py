@@ -31,21 +31,29 @@ def canonical_json(value: Any) -> str:
 
     Two values that Python holds equal but JSON does not (`1` and `True`, `1` and `1.0`) stay different.
     """
+    return _encode(_plain(value))
 
-    def other(item: Any) -> Any:
-        return {"__type__": f"{type(item).__module__}.{type(item).__qualname__}", "__repr__": repr(item)}
 
-    def plain(item: Any) -> Any:
-        if isinstance(item, Mapping):
-            # Keys are tagged with their type so that {1: x} and {"1": x} differ.
-            return {k if isinstance(k, str) else f"\0{type(k).__name__}:{k!r}": plain(v) for k, v in item.items()}
-        if isinstance(item, (list, tuple)):
-            return [plain(v) for v in item]
-        if isinstance(item, float) and not math.isfinite(item):
-            return other(item)
+def _other(item: Any) -> Any:
+    return {"__type__": f"{type(item).__module__}.{type(item).__qualname__}", "__repr__": repr(item)}
+
+
+def _plain(item: Any) -> Any:
+    kind = type(item)
+    if kind is str or kind is int or kind is bool or item is None:
         return item
+    # The exact types first: instance checks of abstract classes are slow, and this runs for every value of a history.
+    if kind is dict or isinstance(item, Mapping):
+        # Keys are tagged with their type so that {1: x} and {"1": x} differ.
+        return {k if isinstance(k, str) else f"\0{type(k).__name__}:{k!r}": _plain(v) for k, v in item.items()}
+    if isinstance(item, (list, tuple)):
+        return [_plain(v) for v in item]
+    if isinstance(item, float) and not math.isfinite(item):
+        return _other(item)
+    return item
 
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=other)
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_other).encode
 
 
 @dataclass(frozen=True)

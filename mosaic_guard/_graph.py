@@ -13,8 +13,13 @@ from mosaic_guard._builder import GuardedStateGraph, guard_builder
 from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._guard import Guard
 from mosaic_guard._guarded import GuardedGraph
+from mosaic_guard._hold import HoldsMessages
 from mosaic_guard._nested import Nested
 from mosaic_guard._trace import TraceWriter
+
+
+class HoldingGraph(HoldsMessages, GuardedGraph):
+    """A guarded graph whose `messages` stream waits for the guard's decisions."""
 
 
 def guarded_graph(
@@ -28,6 +33,8 @@ def guarded_graph(
     prefix: str = "",
     trace: TraceWriter | str | os.PathLike[str] | None = None,
     events: bool = False,
+    check_final: bool = False,
+    hold: bool = False,
 ) -> CompiledStateGraph[Any, Any, Any, Any]:
     """The same graph with `plan`, `check`, `ask` and `refuse` before its tools; the given graph is left as it is.
 
@@ -46,7 +53,14 @@ def guarded_graph(
         after_refusals: `end`: the run ends. `ask`: a person decides what the guard would refuse.
         prefix: Put before the names of the guard's nodes, for graphs that have a `plan` of their own.
         trace: A directory, or a `TraceWriter`, for what was judged.
-        events: Send plans and decisions to the `custom` stream.
+        events: Send plans and decisions, with the seconds that they took, to the `custom` stream.
+        check_final: Judge the answer that ends the run too, as a call of `final_answer` with the argument `text`: private data
+            can leave in words. A refused answer is replaced in the state; use `hold=True` to keep it out of the stream of
+            tokens.
+        hold: Release chunks of stream mode `messages` only after the guard has decided the calls that their message proposes;
+            what proposes none is released when its node ends (with `check_final`: once it is judged, or the run ends). Refused
+            calls are shown too, after the decision. Not for `astream_events` before version `v3`, which then raises
+            `ValueError`.
 
     Raises:
         UnguardableGraphError: If it is not a compiled LangGraph graph, has no tool node, has no node of a given name, or
@@ -69,8 +83,12 @@ def guarded_graph(
         "prefix": prefix,
         "trace": _writer(trace),
         "events": events,
+        "check_final": check_final,
     }
-    return _guard_compiled(graph, tool_nodes, options, _nested(options))
+    compiled = _guard_compiled(graph, tool_nodes, options, _nested(options))
+    if hold:
+        compiled.__class__ = HoldingGraph
+    return compiled
 
 
 def guarded_builder(
@@ -109,7 +127,8 @@ def _nested(options: dict[str, Any]) -> Nested:
     def guard_one(graph: Any) -> Any:
         if options["guard"] is None:
             options["guard"] = Guard.load("default")
-        return _guard_compiled(graph, (), options, nested)
+        # The answer of a graph inside goes to the graph around it.
+        return _guard_compiled(graph, (), {**options, "check_final": False}, nested)
 
     nested = Nested(guard_one)
     return nested

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mosaic_guard._deadline import Deadline, GuardTimeoutError
 from mosaic_guard._decision import Decision, Source, Step, Verdict
 from mosaic_guard._errors import GuardWarning
 from mosaic_guard._evidence import explain, gather_evidence
@@ -102,13 +103,16 @@ class Guard:
         seed: Makes sampling repeatable.
         on_error: What becomes of a call that the guard fails to judge: `refuse`, `ask` (a person decides), or `act`, which lets
             it through with a `GuardWarning` each time.
+        timeout: Most seconds that `plan` and `check` of one step may take together; after that the guard has failed to judge
+            it. None for no limit. A synchronous call then runs in a thread of its own; a model that does not look at
+            `Prompt.deadline` goes on there, unheard.
         limits: Sizes in tokens.
 
     Raises:
         MissingExtraError: If the model needs packages that are not installed.
         ModelLoadError: If the model cannot be loaded.
         PolicyError: If the policy's file cannot be read.
-        ValueError: For a threshold outside (0, 1] or an unknown option.
+        ValueError: For a threshold outside (0, 1], a timeout that is not positive or an unknown option.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class Guard:
         sample: bool | Literal["decisions"] = False,
         seed: int | None = None,
         on_error: Literal["refuse", "ask", "act"] = "refuse",
+        timeout: float | None = None,
         limits: Limits | None = None,
     ) -> None:
         if not 0 < threshold <= 1:
@@ -136,6 +141,8 @@ class Guard:
             raise ValueError(f"sample is False, True or 'decisions', not {sample!r}")
         if on_error not in ("refuse", "ask", "act"):
             raise ValueError(f"on_error is 'refuse', 'ask' or 'act', not {on_error!r}")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout is a number of seconds above 0, or None, not {timeout!r}")
         self.model = _model(model)
         self.policy = Policy.load(policy) if isinstance(policy, (str, os.PathLike)) else policy or Policy()
         self.threshold = threshold
@@ -144,6 +151,7 @@ class Guard:
         self.sample: bool | Literal["decisions"] = sample
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self.on_error = on_error
+        self.timeout = timeout
         self.limits = limits or Limits()
 
     @classmethod
@@ -184,22 +192,23 @@ class Guard:
             history: The steps of the thread that were judged before.
             key: Distinguishes this step from others when sampling is repeatable.
         """
-        started = time.perf_counter()
+        started, deadline = time.perf_counter(), Deadline(self.timeout)
         try:
             if self._settled(step):
                 return Plan()
-            planned = self.model.plan(self._prompt(step, history, key))
+            planned = _is_planned(deadline.run(lambda: self.model.plan(self._prompt(step, history, key, deadline))))
         except Exception as error:
             return Plan(error=_said(error), seconds=time.perf_counter() - started)
         return Plan(planned.think, planned, seconds=time.perf_counter() - started)
 
     async def aplan(self, step: Step, history: Sequence[JudgedStep] = (), *, key: str = "") -> Plan:
         """`plan` for event loops."""
-        started = time.perf_counter()
+        started, deadline = time.perf_counter(), Deadline(self.timeout)
         try:
             if self._settled(step):
                 return Plan()
-            planned = await self.model.aplan(self._prompt(step, history, key))
+            said = await deadline.arun(lambda: self.model.aplan(self._prompt(step, history, key, deadline)))
+            planned = _is_planned(said)
         except Exception as error:
             return Plan(error=_said(error), seconds=time.perf_counter() - started)
         return Plan(planned.think, planned, seconds=time.perf_counter() - started)
@@ -219,7 +228,8 @@ class Guard:
         checking = _Checking(self, step, plan, history, key, number)
         if plan.planned is not None and not checking.failed:
             with checking.failure():
-                checking.finish(self.model.check(checking.prompt(), plan.planned, checking.decide))
+                asked, planned = self.model.check, plan.planned
+                checking.finish(checking.deadline.run(lambda: asked(checking.prompt(), planned, checking.decide)))
         return checking.judgement()
 
     async def acheck(
@@ -229,14 +239,17 @@ class Guard:
         checking = _Checking(self, step, plan, history, key, number)
         if plan.planned is not None and not checking.failed:
             with checking.failure():
-                checking.finish(await self.model.acheck(checking.prompt(), plan.planned, checking.decide))
+                asked, planned = self.model.acheck, plan.planned
+                checking.finish(
+                    await checking.deadline.arun(lambda: asked(checking.prompt(), planned, checking.decide))
+                )
         return checking.judgement()
 
     def _settled(self, step: Step) -> bool:
         """Whether no model is needed: every call decided by a rule, or more calls than are judged."""
         return len(step.calls) > self.limits.calls or all(self.policy.decide(call, step) for call in step.calls)
 
-    def _prompt(self, step: Step, history: Sequence[JudgedStep], key: str) -> Prompt:
+    def _prompt(self, step: Step, history: Sequence[JudgedStep], key: str, deadline: Deadline | None = None) -> Prompt:
         if not step.evidence:
             step = replace(step, evidence=gather_evidence(step.messages, step.calls))
         prompt = build_prompt(
@@ -249,7 +262,7 @@ class Guard:
             operator=self.policy.text,
             check=self.check_mode,
         )
-        return replace(prompt, seed=self.step_seed(key) if self.sample is True else None)
+        return replace(prompt, seed=self.step_seed(key) if self.sample is True else None, deadline=deadline)
 
     def step_seed(self, key: str) -> int:
         """The seed of one step's sampling, from the guard's seed and the step's key."""
@@ -265,6 +278,7 @@ class _Checking:
         self._started = time.perf_counter()
         self._guard, self._step, self._plan, self._history = guard, step, plan, history
         self._key, self._number = key, number
+        self.deadline = Deadline(guard.timeout, used=plan.seconds)
         self._error = plan.error
         self._decisions: dict[int, Decision] = {}
         self._prompt: Prompt | None = None
@@ -284,7 +298,7 @@ class _Checking:
         return self._error is not None
 
     def prompt(self) -> Prompt:
-        self._prompt = self._prompt or self._guard._prompt(self._step, self._history, self._key)
+        self._prompt = self._prompt or self._guard._prompt(self._step, self._history, self._key, self.deadline)
         return self._prompt
 
     @contextmanager
@@ -298,6 +312,7 @@ class _Checking:
 
     def decide(self, index: int, p_refuse: float) -> tuple[Verdict, Kind]:
         """The verdict of a call, and who chose it: the `Decide` that the model calls."""
+        self.deadline.check()
         if index != len(self._decisions) or index >= len(self._step.calls):
             raise ValueError(f"the model decided call {index + 1} out of order")
         if not (math.isfinite(p_refuse) and 0 <= p_refuse <= 1):
@@ -329,6 +344,8 @@ class _Checking:
         return "" if verdict == "act" else explain(self._step.calls[index], self._step.evidence[index])
 
     def finish(self, checked: Checked) -> None:
+        if not isinstance(checked, Checked):
+            raise TypeError(f"the guard model's check returned {type(checked).__name__}, not Checked")
         if len(self._decisions) != len(self._step.calls):
             raise ValueError(f"the model decided {len(self._decisions)} of {len(self._step.calls)} calls")
         self._checked = checked
@@ -377,7 +394,15 @@ def _own(p_refuse: float) -> Verdict:
     return "refuse" if p_refuse >= 0.5 else "act"
 
 
+def _is_planned(planned: Any) -> Planned:
+    if not isinstance(planned, Planned) or not isinstance(planned.think, str):
+        raise TypeError(f"the guard model's plan returned {type(planned).__name__}, not Planned with a text")
+    return planned
+
+
 def _said(error: Exception) -> str:
+    if isinstance(error, GuardTimeoutError):
+        return str(error)
     return f"{type(error).__name__}: {error}"[:300]
 
 

@@ -53,8 +53,8 @@ def conversation(messages: Any) -> Iterator[None]:
     """Tell guarded tools what was said: who asked for the calls that are made inside.
 
     Args:
-        messages: What the user said, or the history in any form that LangChain reads, up to the AI message that proposes the calls. The calls of
-            that message are judged together, before the first of them runs.
+        messages: What the user said, or the history in any form that LangChain reads, up to the AI message that proposes the
+            calls. The calls of that message are judged together, before the first of them runs.
 
     Raises:
         NotImplementedError: If LangChain reads no messages from it.

@@ -19,6 +19,7 @@ from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.config import get_stream_writer
+from langgraph.constants import END
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Send, interrupt
 
@@ -38,6 +39,7 @@ from mosaic_guard._decision import Decision, Step
 from mosaic_guard._function_node import FunctionNode
 from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
 from mosaic_guard._guard import Guard, Judgement, Plan
+from mosaic_guard._hold import announce
 from mosaic_guard._nested import Nested
 from mosaic_guard._recursion import grant_superstep
 from mosaic_guard._trace import TraceWriter
@@ -46,6 +48,7 @@ from mosaic_guard._waiting import (
     Waiting,
     as_authorised,
     as_calls,
+    final_answer,
     humans,
     refusals_so_far,
     remember,
@@ -57,6 +60,7 @@ State = Any
 """A graph's state in whichever form its schema has."""
 
 NOT_RUN = "another call of the same step was refused and the run ends"
+WITHHELD = "I cannot give this answer: the guard refused it."
 NOBODY_TO_ASK = "a person would have to decide, and the graph has no checkpointer to wait with"
 
 
@@ -77,6 +81,7 @@ class GuardNodes:
         prefix: Put before the names of the nodes.
         trace: Where judged steps are logged.
         events: Whether plans and decisions are sent to the `custom` stream.
+        check_final: Whether the answer that ends the run is judged too, as a call of `final_answer`.
         caches: Result caches of tool nodes, which then sit inside the gate.
 
     Attributes:
@@ -98,6 +103,7 @@ class GuardNodes:
         prefix: str = "",
         trace: TraceWriter | None = None,
         events: bool = False,
+        check_final: bool = False,
         caches: Mapping[str, ResultCache] | None = None,
     ) -> None:
         if on_refuse not in ("replan", "end"):
@@ -111,7 +117,7 @@ class GuardNodes:
         self.plan_name, self.check_name, self.ask_name, self.refuse_name = (
             f"{prefix}{name}" for name in ("plan", "check", "ask", "refuse")
         )
-        self.trace, self.events = trace, events
+        self.trace, self.events, self.check_final = trace, events, check_final
         given = dict(tool_nodes or {})
         keys = [node._messages_key for node in given.values() if isinstance(node, ToolNode)]
         self.messages_key = messages_key or (keys[0] if keys else "messages")
@@ -179,7 +185,7 @@ class GuardNodes:
         answers, error = None, None
         while answers is None:
             try:
-                answers = read_answers(interrupt(request(shown, error)), len(shown))
+                answers = read_answers(interrupt(request(shown, error)), [call for call, _ in shown])
             except BadAnswerError as problem:
                 error = str(problem)
         write(config, GUARD_CHANNEL, self._answered(config, channel, dict(zip(asked, answers, strict=True))))
@@ -214,7 +220,9 @@ class GuardNodes:
         channel = channel_of(config)
         verdicts = channel["clearances"]["verdicts"]
         answers: list[AnyMessage] = []
-        for call in (call for _, _, calls in channel["go"] for call in calls):
+        for name, call in ((name, call) for name, _, calls in channel["go"] for call in calls):
+            if name == END:  # the answer's own id: what was refused is replaced
+                return {self.messages_key: [AIMessage(WITHHELD, id=call["id"])]}
             found = verdicts.get(digest_of(call)) or {"verdict": "refuse", "reason": "it was not judged"}
             answers.append(answer_message(call, found))
         if channel["ending"]:
@@ -328,6 +336,8 @@ class GuardNodes:
 
     def _read_calls(self, name: str, source: Any) -> list[Any]:
         """The tool calls that a tool node would read from its input; none if it could not run any (it says so itself)."""
+        if name == END:
+            return final_answer(self.messages_in(source))
         try:
             return list(self.gates[name]._parse_input(source)[0])
         except (ValueError, TypeError, AttributeError, KeyError, IndexError):
@@ -336,7 +346,14 @@ class GuardNodes:
     def _planned(self, waiting: Waiting, plan: Plan) -> dict[str, Any]:
         if self.events and waiting.step.calls:
             calls = [call.to_dict() for call in waiting.step.calls]
-            self._event(waiting, event="plan", think=plan.think, error=plan.error, calls=calls, seconds=plan.seconds)
+            self._event(
+                waiting,
+                event="plan",
+                think=plan.think,
+                error=plan.error,
+                calls=calls,
+                seconds={"plan": round(plan.seconds, 4)},
+            )
         opened = {
             "routes": waiting.routes,
             "seen": waiting.seen,
@@ -388,6 +405,7 @@ class GuardNodes:
         # Counted once for each step, when it is first judged.
         refusals = refusals if waiting.edits else (refusals + 1 if refused else refusals if asked else 0)
         ending = refused and (self.on_refuse == "end" or refusals >= self.max_refusals)
+        announce(config, waiting.step.calls, judgement.decisions)
         return {
             "go": waiting.routes,
             "seen": waiting.seen,

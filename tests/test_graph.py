@@ -91,12 +91,12 @@ def test_the_run_ends_after_max_refusals_in_a_row() -> None:
     assert_valid(out["messages"])
 
 
-def test_a_step_without_refusals_and_new_human_words_start_the_count_again() -> None:
+def test_a_step_without_refusals_and_new_human_words_start_the_count_again(saver: Any) -> None:
     log: list[Any] = []
     bad, good = calls(("pay", {"x": 1})), calls(("look", {"x": 1}))
     script = [bad, bad, good, bad, bad, DONE, bad, bad, DONE]
     graph = guarded_graph(
-        build("create_agent", log, script, checkpointer=InMemorySaver()),
+        build("create_agent", log, script, checkpointer=saver),
         guard=scripted_guard(pay="refuse"),
         max_refusals=3,
     )
@@ -159,10 +159,10 @@ async def test_recursion_limit_counts_the_users_steps(kind: str, limit: int) -> 
             assert outcomes[0] == outcomes[1]
 
 
-def test_interrupt_before_the_tools_stops_once_after_the_check() -> None:
+def test_interrupt_before_the_tools_stops_once_after_the_check(saver: Any) -> None:
     log: list[Any] = []
     graph = guarded_graph(
-        build("condition", log, [STEP, DONE], checkpointer=InMemorySaver(), interrupt_before=["tools"]),
+        build("condition", log, [STEP, DONE], checkpointer=saver, interrupt_before=["tools"]),
         guard=scripted_guard(pay="refuse"),
     )
     thread: Any = {"configurable": {"thread_id": "1"}}
@@ -174,14 +174,14 @@ def test_interrupt_before_the_tools_stops_once_after_the_check() -> None:
     assert_valid(out["messages"])
 
 
-def test_a_call_that_was_edited_after_the_check_is_judged_again() -> None:
+def test_a_call_that_was_edited_after_the_check_is_judged_again(saver: Any) -> None:
     log: list[Any] = []
     graph = guarded_graph(
         build(
             "condition",
             log,
             [calls(("look", {"x": "a"})), DONE],
-            checkpointer=InMemorySaver(),
+            checkpointer=saver,
             interrupt_before=["tools"],
         ),
         guard=Guard(ScriptedGuardModel(lambda s: ["refuse" if c.args["x"] == "evil" else "act" for c in s.calls])),
@@ -200,10 +200,10 @@ def test_a_call_that_was_edited_after_the_check_is_judged_again() -> None:
     assert_valid(out["messages"])
 
 
-def test_a_checkpoint_of_the_unguarded_graph_is_judged_on_resume() -> None:
+def test_a_checkpoint_of_the_unguarded_graph_is_judged_on_resume(new_saver: Any) -> None:
     for kind in ("create_agent", "condition", "send"):
         log: list[Any] = []
-        saver = InMemorySaver()
+        saver = new_saver()
         thread: Any = {"configurable": {"thread_id": "1"}}
         plain = build(kind, log, [STEP, DONE], checkpointer=saver, interrupt_before=["tools"])
         plain.invoke(ASK, thread)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from uuid import uuid4
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage, HumanMessage
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.prebuilt import ToolNode
 from scripted_agents import Scripted, assert_valid, calls, hand_written, make_tools
 
@@ -127,13 +127,17 @@ def test_an_allowing_guard_changes_nothing(script: Any, kind: str) -> None:
     assert histories[0] == histories[1]
 
 
+# One store for all examples: each is a thread of its own.
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(script=steps(), verdicts=st.lists(st.booleans(), min_size=1, max_size=6), stops=st.integers(0, 4))
-def test_a_run_that_is_stopped_and_resumed_keeps_the_invariants(script: Any, verdicts: Any, stops: int) -> None:
+def test_a_run_that_is_stopped_and_resumed_keeps_the_invariants(
+    saver: Any, script: Any, verdicts: Any, stops: int
+) -> None:
     recorder = Recorder(verdicts, fails=False)
     log: list[Any] = []
-    plain = hand_written(Scripted(script=script), ToolNode(make_tools(log)), "condition", checkpointer=InMemorySaver())
+    plain = hand_written(Scripted(script=script), ToolNode(make_tools(log)), "condition", checkpointer=saver)
     graph = guarded_graph(plain, guard=Guard(ScriptedGuardModel(recorder)), max_refusals=4)
-    thread: Any = {"configurable": {"thread_id": "1"}}
+    thread: Any = {"configurable": {"thread_id": str(uuid4())}}
     given_: Any = {"messages": [HumanMessage("go")]}
     for _ in range(stops):
         graph.invoke(given_, thread, interrupt_before=["plan", "check", "refuse", "tools"])

@@ -10,7 +10,6 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphRecursionError
 from langgraph.graph import START, StateGraph
 from langgraph.prebuilt import ToolNode
@@ -35,10 +34,10 @@ def allow(decide: Any = "act") -> Guard:
     return Guard(ScriptedGuardModel(decide))
 
 
-def test_a_call_that_new_input_gave_up_never_runs() -> None:
+def test_a_call_that_new_input_gave_up_never_runs(saver: Any) -> None:
     log: list[Any] = []
     script = [calls(("pay", {"x": "old"}), ids=["o"]), calls(("look", {"x": "new"}), ids=["n"]), DONE]
-    agent = create_agent(Scripted(script=script), make_tools(log), checkpointer=InMemorySaver())
+    agent = create_agent(Scripted(script=script), make_tools(log), checkpointer=saver)
     graph = guarded_graph(agent, guard=allow())
     with pytest.raises(GraphRecursionError):
         graph.invoke({"messages": [HumanMessage("pay")]}, {**THREAD, "recursion_limit": 1})
@@ -48,11 +47,9 @@ def test_a_call_that_new_input_gave_up_never_runs() -> None:
     assert "cancelled" in out["messages"][2].text
 
 
-def test_a_call_that_a_human_edited_before_the_plan_runs_as_edited_only() -> None:
+def test_a_call_that_a_human_edited_before_the_plan_runs_as_edited_only(saver: Any) -> None:
     log: list[Any] = []
-    agent = create_agent(
-        Scripted(script=[calls(("pay", {"x": "evil"})), DONE]), make_tools(log), checkpointer=InMemorySaver()
-    )
+    agent = create_agent(Scripted(script=[calls(("pay", {"x": "evil"})), DONE]), make_tools(log), checkpointer=saver)
     graph = guarded_graph(agent, guard=allow())
     graph.invoke({"messages": [HumanMessage("pay")]}, THREAD, interrupt_after=["model"])
     proposal = graph.get_state(THREAD).values["messages"][-1]
@@ -120,7 +117,7 @@ def test_no_human_message_is_dropped() -> None:
     assert tight.check(step, tight.plan(step)).decisions[0].source == "error"
 
 
-def test_the_same_place_with_other_words_is_another_step() -> None:
+def test_the_same_place_with_other_words_is_another_step(saver: Any) -> None:
     class Replaced(TypedDict):
         messages: list[Any]
 
@@ -135,9 +132,7 @@ def test_the_same_place_with_other_words_is_another_step() -> None:
     builder.add_node("tools", ToolNode(make_tools(log)))
     builder.add_edge(START, "agent")
     builder.add_edge("tools", "__end__")
-    graph = guarded_graph(
-        builder.compile(checkpointer=InMemorySaver()), guard=allow(lambda step: judged.append(1) or "act")
-    )
+    graph = guarded_graph(builder.compile(checkpointer=saver), guard=allow(lambda step: judged.append(1) or "act"))
     for words in ("pay bob", "never pay bob again"):
         graph.invoke({"messages": [HumanMessage(words)]}, THREAD)
     assert len(judged) == len(log) == 2
@@ -195,12 +190,12 @@ def test_a_summary_is_not_a_humans_word() -> None:
     assert found.user_words is None
 
 
-def test_a_fork_is_a_trajectory_of_its_own(tmp_path: Path) -> None:
+def test_a_fork_is_a_trajectory_of_its_own(tmp_path: Path, saver: Any) -> None:
     log: list[Any] = []
     plain = hand_written(
         Scripted(script=[calls(("look", {"x": n}), ids=[str(n)]) for n in range(3)] + [DONE]),
         ToolNode(make_tools(log)),
-        checkpointer=InMemorySaver(),
+        checkpointer=saver,
     )
     graph = guarded_graph(plain, guard=allow(), trace=tmp_path)
     graph.invoke({"messages": [HumanMessage("go")]}, THREAD)
@@ -222,11 +217,11 @@ def test_a_fork_is_a_trajectory_of_its_own(tmp_path: Path) -> None:
     assert second.id == f"{first.id}#2"
 
 
-def test_another_trajectory_on_the_same_thread_starts_anew(tmp_path: Path) -> None:
+def test_another_trajectory_on_the_same_thread_starts_anew(tmp_path: Path, saver: Any) -> None:
     plain = hand_written(
         Scripted(script=[calls(("look", {"x": 1})), DONE, calls(("pay", {"x": 2})), DONE]),
         ToolNode(make_tools([])),
-        checkpointer=InMemorySaver(),
+        checkpointer=saver,
     )
     graph = guarded_graph(plain, guard=allow(), trace=tmp_path)
     for name in ("a", "b"):
@@ -236,7 +231,7 @@ def test_another_trajectory_on_the_same_thread_starts_anew(tmp_path: Path) -> No
     assert second.steps[0].pieces[0].text.startswith("You are the safety guard")
 
 
-def test_a_trimmed_history_loses_no_message_of_the_log(tmp_path: Path) -> None:
+def test_a_trimmed_history_loses_no_message_of_the_log(tmp_path: Path, saver: Any) -> None:
     class Replaced(TypedDict):
         messages: list[Any]
 
@@ -246,7 +241,7 @@ def test_a_trimmed_history_loses_no_message_of_the_log(tmp_path: Path) -> None:
     builder.add_node("tools", ToolNode(make_tools([])))
     builder.add_edge(START, "agent")
     builder.add_edge("agent", "tools")
-    graph = guarded_graph(builder.compile(checkpointer=InMemorySaver()), guard=allow(), trace=tmp_path)
+    graph = guarded_graph(builder.compile(checkpointer=saver), guard=allow(), trace=tmp_path)
     for words in ("one", "two"):
         graph.invoke({"messages": [HumanMessage(words)]}, THREAD)
     (found,) = read_traces(tmp_path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mosaic_guard._deadline import in_thread
 from mosaic_guard._decision import Verdict
 from mosaic_guard._transcript import Kind, Prompt, Turn
 
@@ -73,11 +73,11 @@ class GuardModel(ABC):
 
     async def aplan(self, prompt: Prompt) -> Planned:
         """`plan`, without blocking the event loop."""
-        return await asyncio.to_thread(self.plan, prompt)
+        return await in_thread(self.plan, prompt)
 
     async def acheck(self, prompt: Prompt, planned: Planned, decide: Decide) -> Checked:
         """`check`, without blocking the event loop."""
-        return await asyncio.to_thread(self.check, prompt, planned, decide)
+        return await in_thread(self.check, prompt, planned, decide)
 
     def count(self, text: str) -> int:
         """Number of tokens of a text; at least this many where the tokenizer is not known."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_guard._blocks import DECISION, DECISION_END, SAFETY, SAFETY_END, THINK, THINK_END, VERDICTS, verdict_line
+from mosaic_guard._deadline import Deadline, GuardTimeoutError, held
 from mosaic_guard._errors import ModelLoadError
 from mosaic_guard._transcript import Piece, Prompt, Role, Turn
 from mosaic_guard.models.chat_format import ChatFormat
@@ -100,10 +101,11 @@ class LocalGuardModel(GuardModel):
     def plan(self, prompt: Prompt) -> Planned:
         """Read what is new and write the think block."""
         turns = self._new_turns(prompt)
-        with self._lock:
-            writer = _Writer(self, [i for turn in (*prompt.turns, *turns) for i in turn.ids], prompt.seed)
-            marks, ids = self._format.before("user", "assistant")
-            writer.add("context", marks, ids)
+        with held(self._lock, prompt.deadline):
+            ids = [i for turn in (*prompt.turns, *turns) for i in turn.ids]
+            writer = _Writer(self, ids, prompt.seed, prompt.deadline)
+            marks, mark_ids = self._format.before("user", "assistant")
+            writer.add("context", marks, mark_ids)
             writer.force(THINK)
             think = writer.free_text(prompt.limits.plan, THINK_END)
             writer.keep()
@@ -113,9 +115,9 @@ class LocalGuardModel(GuardModel):
     def check(self, prompt: Prompt, planned: Planned, decide: Decide) -> Checked:
         """Go on from the plan: open the safety block or not, then decide each call."""
         *before, started = planned.turns
-        with self._lock:
+        with held(self._lock, prompt.deadline):
             ids = [i for turn in (*prompt.turns, *planned.turns) for i in turn.ids]
-            writer = _Writer(self, ids, None if prompt.seed is None else prompt.seed + 1)
+            writer = _Writer(self, ids, None if prompt.seed is None else prompt.seed + 1, prompt.deadline)
             safety = None
             if self._opens_safety(writer, prompt):
                 safety = writer.free_text(prompt.limits.safety, SAFETY_END)
@@ -167,11 +169,13 @@ class LocalGuardModel(GuardModel):
 class _Writer:
     """Writes one stretch of a guard turn: appends pieces, reads logits, feeds the model only what it has not seen."""
 
-    def __init__(self, owner: LocalGuardModel, ids: list[int], seed: int | None) -> None:
+    def __init__(
+        self, owner: LocalGuardModel, ids: list[int], seed: int | None, deadline: Deadline | None = None
+    ) -> None:
         import torch
 
         self.pieces: list[Piece] = []
-        self._owner, self._ids = owner, ids
+        self._owner, self._ids, self._deadline = owner, ids, deadline
         self._torch = torch
         # Drawn on the CPU, so that a seed means the same everywhere.
         self._generator = None if seed is None else torch.Generator().manual_seed(seed % 2**63)
@@ -251,10 +255,20 @@ class _Writer:
             token = int(self._torch.multinomial(logprobs.exp(), 1, generator=self._generator))
         return token, float(logprobs[token])
 
+    def _stop_in_time(self) -> None:
+        """Raise if nobody waits any more; what was read so far stays in the cache, for the next step begins with it."""
+        if self._deadline is not None:
+            try:
+                self._deadline.check()
+            except GuardTimeoutError:
+                self.keep()
+                raise
+
     def _next_logits(self) -> Any:
         """Logits of the next token, (vocabulary,) in float32 on the CPU."""
         if self._logits is not None:
             return self._logits
+        self._stop_in_time()
         owner = self._owner
         if self._states is None and owner._cache is not None:
             self._seen, self._states = owner._cache.take(self._ids)
