@@ -172,7 +172,7 @@ def guard_builder(
     if GUARD_CHANNEL in builder.channels:
         raise UnguardableGraphError("this graph is guarded already")
     new = copy_builder(builder)
-    replaced = _guard_inside(new, nested)
+    replaced = _guard_inside(new, named, nested)
     found = _find_tool_nodes(new, named)
     if not found:
         if not replaced:
@@ -197,14 +197,22 @@ def _known(builder: StateGraph[Any, Any, Any, Any]) -> str:
     return ", ".join(map(repr, builder.nodes)) or "none"
 
 
-def _guard_inside(builder: GuardedStateGraph, nested: Nested) -> bool:
-    """Guard the graphs inside a builder's nodes; whether there were any."""
+def _guard_inside(builder: GuardedStateGraph, named: Sequence[str], nested: Nested) -> bool:
+    """Guard the graphs inside a builder's nodes and branches; whether there were any."""
     replaced = False
+    own = [spec.runnable for spec in builder.nodes.values() if isinstance(spec.runnable, ToolNode)]
     for name, spec in builder.nodes.items():
-        inside = nested.inside(spec.runnable, f"node {name!r}")
+        judged = name == named or (not isinstance(named, str) and name in named)
+        inside = nested.inside(spec.runnable, f"node {name!r}", None if judged else own)
         if inside is not spec.runnable:
             builder.nodes[name] = replace(spec, runnable=inside)
             replaced = True
+    for source, branches in builder.branches.items():
+        for name, branch in branches.items():
+            path = nested.inside(branch.path, f"branch {name!r} of {source!r}", own)
+            if path is not branch.path:
+                branches[name] = branch._replace(path=path)
+                replaced = True
     return replaced
 
 
