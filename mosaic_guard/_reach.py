@@ -115,6 +115,8 @@ def _of_class(cls: type[Any]) -> Iterator[Way]:
             if name.startswith("__pydantic") or name in ("__dict__", "__weakref__"):
                 continue
             function = getattr(item, "__func__", None) or getattr(item, "fget", None) or item
+            if name == "tools" and _is_middleware(cls):
+                continue
             yield Way(function, "" if isinstance(function, types.FunctionType) else f".{name}", named=True)
 
 
@@ -126,13 +128,13 @@ def _of_object(value: Any) -> Iterator[Way]:
             str(number): item for number, item in enumerate(value.values() if isinstance(value, Mapping) else value)
         }
     for name, item in held.items():
-        # A middleware's tools are run by the agent's tool node, which is walked on its own.
         if name != "tools" or not _is_middleware(type(value)):
             yield Way(item, f".{name}", named=True)
     yield Way(type(value), "", named=True)
 
 
 def _is_middleware(cls: type[Any]) -> bool:
+    """Whether `tools` of it are those that it brings: the agent's tool node runs them, which is walked on its own."""
     return any(base.__module__.startswith("langchain.agents.middleware") for base in cls.__mro__)
 
 
@@ -220,13 +222,13 @@ class Reach:
         for known in self._ways.values():
             for way in known:
                 if way.named and id(way.value) in self.holding:
-                    return (way.label + self._on_from(way.value)).removeprefix(".")
+                    return self._on_from(way).removeprefix(".")
         return None
 
-    def _on_from(self, value: Any) -> str:
-        """The shortest way on to a wanted value."""
-        wanted, seen = {id(found) for found in self.found}, {id(value)}
-        waiting = [(value, "")]
+    def _on_from(self, start: Way) -> str:
+        """The shortest way to a wanted value, with this one first."""
+        wanted, seen = {id(found) for found in self.found}, {id(start.value)}
+        waiting = [(start.value, start.label)]
         while waiting:
             value, said = waiting.pop(0)
             if id(value) in wanted:

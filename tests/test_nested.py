@@ -15,9 +15,10 @@ from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableBranch, RunnableLambda, RunnableParallel
 from langchain_core.tools import BaseTool, StructuredTool, tool
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
-from langgraph.types import Send
+from langgraph.types import Command, Send
 from langgraph_supervisor import create_supervisor
 from langgraph_swarm import create_handoff_tool, create_swarm
 from pydantic import PrivateAttr
@@ -575,3 +576,101 @@ def ask_with(inner: Any) -> BaseTool:
         return str(inner.invoke({"messages": [HumanMessage(q)]})["messages"][-1].text)
 
     return ask
+
+
+@pytest.mark.filterwarnings("ignore:create_react_agent has been moved:DeprecationWarning")  # langgraph-supervisor
+@pytest.mark.parametrize(
+    "place",
+    [as_node, depth_3, closure, dict_in_closure, tool_closure, tool_in_tool, supervisor, swarm, deep_compiled],
+    ids=lambda place: place.__name__,
+)
+@pytest.mark.parametrize("answer", ["approve", "reject"])
+async def test_asking_inside_resumes_where_it_stopped(place: Callable[[Any], Any], answer: str) -> None:
+    for run_async in (False, True):
+        log: list[Any] = []
+        judged: list[Any] = []
+
+        def decide(step: Any, judged: list[Any] = judged) -> list[float]:
+            judged.append([call.name for call in step.calls])
+            return [0.3 if call.name == "pay" else 0.0 for call in step.calls]
+
+        plain = place(agent(log))
+        plain.checkpointer = InMemorySaver()
+        graph = guarded_graph(plain, guard=Guard(ScriptedGuardModel(decide), ask_threshold=0.2))
+        thread: Any = {"configurable": {"thread_id": "1"}}
+        out = await graph.ainvoke(ASK, thread) if run_async else graph.invoke(ASK, thread)
+        (question,) = out["__interrupt__"]
+        assert [request["name"] for request in question.value["action_requests"]] == ["pay"]
+        assert log == []
+        resume: Any = Command(resume={"decisions": [{"type": answer}]})
+        out = await graph.ainvoke(resume, thread) if run_async else graph.invoke(resume, thread)
+        assert "__interrupt__" not in out
+        assert sorted(log) == ([("look", "a"), ("pay", "b")] if answer == "approve" else [("look", "a")])
+        assert judged.count(["look", "pay"]) == 1, "the check is not repeated"
+        assert_valid(out["messages"])
+
+
+def test_max_refusals_ends_the_inner_run_only() -> None:
+    log: list[Any] = []
+    script = [calls(("pay", {"x": n}), ids=[str(n)]) for n in range(5)]
+    inner = create_agent(Scripted(script=script), make_tools(log))
+    out = guarded_graph(around(inner), guard=guard(), max_refusals=2).invoke(ASK)
+    assert log == []
+    assert len(answers(out["messages"])) == 2
+    assert "I stopped" in out["messages"][-2].text
+    assert out["messages"][-1].text == "outer done"
+    assert_valid(out["messages"])
+
+
+def test_the_given_agents_are_left_as_they_are() -> None:
+    for place in (as_node, closure, dict_in_closure, default, partial, tool_field, tool_private_field, with_retry):
+        log: list[Any] = []
+        plain = place(agent(log))
+        guarded_graph(plain, guard=guard())
+        plain.invoke(ASK)
+        assert sorted(log) == [("look", "a"), ("pay", "b")]
+
+
+def test_objects_in_a_closure_stay_the_same_objects() -> None:
+    inner, seen = agent([]), []
+
+    def node(state: Any) -> Any:
+        seen.append("here")
+        return run_agent(inner, state)
+
+    guarded_graph(around(node), guard=guard()).invoke(ASK)
+    assert seen == ["here"]
+
+
+def test_middleware_whose_tool_holds_an_agent_is_guarded() -> None:
+    log: list[Any] = []
+    asked = ask_with(agent(log))
+
+    class Brings(AgentMiddleware):
+        tools = (asked,)
+
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            return handler(request)
+
+    outer = create_agent(Scripted(script=[calls(("ask", {"q": "go"})), SAID]), [], middleware=[Brings()])
+    guarded_graph(outer, guard=guard()).invoke(ASK)
+    assert log == [("look", "a")]
+
+
+@pytest.mark.xfail(
+    reason="deepagents builds this subagent anew inside its tool, after the guard has looked", strict=True
+)
+def test_a_subagent_that_is_built_while_running() -> None:
+    log: list[Any] = []
+    payer: Any = {
+        "name": "payer",
+        "description": "pays",
+        "system_prompt": "pay",
+        "model": Scripted(script=[STEP, DONE]),
+        "tools": make_tools(log),
+    }
+    script = [calls(("task", {"subagent_type": "payer", "description": "go"})), SAID]
+    graph = guarded_graph(create_deep_agent(Scripted(script=script), subagents=[payer]), guard=guard())
+    schema = {"title": "Answer", "type": "object", "properties": {"text": {"type": "string"}}}
+    graph.invoke(ASK, {"configurable": {"__deepagents_subagent_response_format": schema}})
+    assert log == [("look", "a")]
