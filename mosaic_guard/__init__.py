@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mosaic_guard._errors import GuardWarning, MissingExtraError, ModelLoadError, UnguardableGraphError
     from mosaic_guard._graph import guarded_graph
     from mosaic_guard._guard import Guard
+    from mosaic_guard._middleware import MosaicMiddleware
     from mosaic_guard._policy import Policy
     from mosaic_guard._trace import Outcome, TraceError, TraceWarning, TraceWriter, Trajectory, read_traces
     from mosaic_guard._transcript import Limits
@@ -25,6 +26,7 @@ _WHERE = {
     "_errors": ("GuardWarning", "MissingExtraError", "ModelLoadError", "UnguardableGraphError"),
     "_graph": ("guarded_graph",),
     "_guard": ("Guard",),
+    "_middleware": ("MosaicMiddleware",),
     "_policy": ("Policy",),
     "_trace": ("Outcome", "TraceError", "TraceWarning", "TraceWriter", "Trajectory", "read_traces"),
     "_transcript": ("Limits",),
@@ -46,6 +48,7 @@ __all__ = [
     "LocalGuardModel",
     "MissingExtraError",
     "ModelLoadError",
+    "MosaicMiddleware",
     "Outcome",
     "Policy",
     "ScriptedGuardModel",

@@ -90,17 +90,18 @@ def _verify(tool: Any, tool_input: Any, call_id: str | None) -> None:
     raise UnclearedCallError(f"{tool.name} was refused by the guard: {CHANGED}")
 
 
-def gated_tool(tool: BaseTool, injected: frozenset[str]) -> BaseTool:
+def gated_tool(tool: BaseTool, injected: frozenset[str], gate: type = _GatedTool) -> BaseTool:
     """A tool of a subclass of the given tool's class, with the same fields (shared, so its state stays one).
 
     Args:
         tool: Any tool.
         injected: Arguments that the tool node injects and the model does not write.
+        gate: Mixed into the tool's class.
     """
     cls: Any = type(tool)
     body = {"__module__": cls.__module__, "__doc__": cls.__doc__, "mosaic_injected": injected}
     body["__annotations__"] = {"mosaic_injected": ClassVar[frozenset]}
-    gated_cls = type(cls)(cls.__name__, (_GatedTool, cls), body)
+    gated_cls = type(cls)(cls.__name__, (gate, cls), body)
     gated: BaseTool = gated_cls.__new__(gated_cls)
     for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
         object.__setattr__(gated, slot, getattr(tool, slot))

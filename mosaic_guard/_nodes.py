@@ -164,6 +164,10 @@ class GuardNodes:
                 continue
             source = {self.messages_key: messages} if payload is None else payload
             routes.append([name, payload, self._read_calls(name, source)])
+        return self._open(messages, routes, config)
+
+    def _open(self, messages: list[Any], routes: list[list[Any]], config: RunnableConfig) -> _Waiting:
+        """The step that a task's routes make, with what its thread remembers."""
         channel = _channel(config)
         named = (config.get("metadata") or {}).get("mosaic_trajectory")
         trajectory = str(named or channel.get("trajectory") or uuid.uuid4())
