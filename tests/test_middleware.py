@@ -307,6 +307,39 @@ async def test_a_call_that_is_changed_at_the_tool_runs_only_if_it_is_judged_agai
 
 
 @BOTH
+@PLACES
+async def test_a_call_that_is_changed_into_a_cleared_sibling_has_no_clearance(first: bool, asynchronous: bool) -> None:
+    class Doubles(AgentMiddleware):
+        def wrap_tool_call(self, request: Any, handler: Any) -> Any:
+            return handler(request.override(tool_call={**STEP.tool_calls[1]}, tool=request.runtime.tools[1]))
+
+        async def awrap_tool_call(self, request: Any, handler: Any) -> Any:
+            return await handler(request.override(tool_call={**STEP.tool_calls[1]}, tool=request.runtime.tools[1]))
+
+    log: list[Any] = []
+    judge = Judge()
+    await run(build([STEP, DONE], placed(judge.middleware(), Doubles(), first), log), asynchronous)
+    assert log == [("pay", "b")] * 2
+    assert judge.steps == [[("look", "a"), ("pay", "b")], [("pay", "b")]]
+
+
+@BOTH
+@PLACES
+async def test_a_guard_that_fails_at_the_tool_refuses(first: bool, asynchronous: bool) -> None:
+    def decide(name: str, x: Any) -> Any:
+        if x == "evil":
+            raise RuntimeError("no decision")
+        return "act"
+
+    log: list[Any] = []
+    middleware = placed(Judge(decide).middleware(), AtTool("args", log), first)
+    out = await run(build([STEP, DONE], middleware, log), asynchronous)
+    assert log == []
+    assert all("no decision" in m.text for m in answers(out["messages"]))
+    assert_valid(out["messages"])
+
+
+@BOTH
 @pytest.mark.parametrize("how", ["invoke", "run"])
 async def test_a_wrapper_behind_ours_that_runs_the_tool_itself_is_judged(how: str, asynchronous: bool) -> None:
     log: list[Any] = []
