@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mosaic_guard._decision import Call, Decision, Step
+    from mosaic_guard._decision_model import decision_model
     from mosaic_guard._errors import GuardWarning, MissingExtraError, ModelLoadError, UnguardableGraphError
     from mosaic_guard._graph import guarded_graph
     from mosaic_guard._guard import Guard
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 # Looked up on first use, so that `import mosaic_guard` costs nothing: langgraph alone takes most of a second.
 _WHERE = {
     "_decision": ("Call", "Decision", "Step"),
+    "_decision_model": ("decision_model",),
     "_errors": ("GuardWarning", "MissingExtraError", "ModelLoadError", "UnguardableGraphError"),
     "_graph": ("guarded_graph",),
     "_guard": ("Guard",),
@@ -58,6 +60,7 @@ __all__ = [
     "TraceWriter",
     "Trajectory",
     "UnguardableGraphError",
+    "decision_model",
     "guarded_graph",
     "read_traces",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -231,10 +232,8 @@ def test_the_guard_sees_the_agents_tools_and_the_threads_earlier_steps() -> None
     graph = build([STEP, STEP, DONE], [middleware], [], checkpointer=InMemorySaver())
     graph.invoke(ASK, THREAD)
     assert seen == [["look", "pay", "send"]] * 2
-    (saved,) = {
-        len(t.checkpoint["channel_values"][GUARD_CHANNEL]["history"]) for t in [graph.checkpointer.get_tuple(THREAD)]
-    }
-    assert saved == 2
+    saved = graph.checkpointer.get_tuple(THREAD).checkpoint["channel_values"][GUARD_CHANNEL]
+    assert len(saved["history"]) == 2
 
 
 # --- the gates --------------------------------------------------------------------------------------------------------
@@ -525,23 +524,25 @@ async def test_refusals_at_the_tool_count(asynchronous: bool) -> None:
     assert_valid(out["messages"])
 
 
+def flaky(attempts: list[Any]) -> Any:
+    """A tool that fails twice."""
+
+    @tool
+    def look(x: str) -> str:
+        """Look."""
+        attempts.append(x)
+        if len(attempts) < 3:
+            raise ConnectionError("later")
+        return "ok"
+
+    return look
+
+
 @BOTH
 async def test_a_tool_that_fails_is_retried_without_another_judgement(asynchronous: bool) -> None:
     for first in (False, True):
         attempts: list[Any] = []
-
-        @tool
-        def look(x: str, attempts: Annotated[Any, InjectedState] = None, seen: Any = attempts) -> str:
-            """Look."""
-            raise AssertionError
-
-        def flaky(x: str, attempts: list[Any] = attempts) -> str:
-            attempts.append(x)
-            if len(attempts) < 3:
-                raise ConnectionError("later")
-            return "ok"
-
-        look.func = lambda x, **_: flaky(x)
+        look = flaky(attempts)
         judge = Judge()
         retry = ToolRetryMiddleware(max_retries=3, initial_delay=0, jitter=False)
         agent = build([calls(("look", {"x": "a"})), DONE], placed(judge.middleware(), retry, first), [], tools=[look])
@@ -549,6 +550,54 @@ async def test_a_tool_that_fails_is_retried_without_another_judgement(asynchrono
         assert attempts == ["a"] * 3
         assert len(judge.steps) == 1
         assert answers(out["messages"])[0].text == "ok"
+
+
+@BOTH
+async def test_an_agent_in_a_tool_of_an_agent_is_guarded_by_its_own_middleware(asynchronous: bool) -> None:
+    log: list[Any] = []
+    inner_judge, judge = refusing("pay"), refusing()
+    inner = build([STEP, DONE], [inner_judge.middleware()], log)
+
+    @tool
+    def delegate(x: str, runtime: ToolRuntime) -> str:
+        """Delegate."""
+        return str(inner.invoke(ASK, runtime.config)["messages"][-1].text)
+
+    script = [calls(("delegate", {"x": "a"})), DONE]
+    out = await run(build(script, [judge.middleware()], log, tools=[delegate]), asynchronous)
+    assert log == [("look", "a")]
+    assert judge.steps == [[("delegate", "a")]]
+    assert inner_judge.steps == [[("look", "a"), ("pay", "b")]]
+    assert answers(out["messages"])[0].text == "done"
+
+
+def test_the_channel_survives_new_turns_edits_and_forks() -> None:
+    saver = InMemorySaver()
+
+    def judged() -> int:
+        return len(
+            saver.get_tuple(graph.get_state(THREAD).config).checkpoint["channel_values"][GUARD_CHANNEL]["history"]
+        )
+
+    graph = build([STEP, DONE, STEP, DONE, STEP, DONE], [Judge().middleware()], [], checkpointer=saver)
+    graph.invoke(ASK, THREAD)
+    assert judged() == 1
+    graph.update_state(THREAD, {"messages": [("user", "and again")]})
+    assert judged() == 1
+    graph.invoke(ASK, THREAD)
+    assert judged() == 2
+    before = next(s for s in graph.get_state_history(THREAD) if len(s.values["messages"]) == 5)
+    graph.update_state(before.config, {"messages": [("user", "something else")]})
+    assert judged() == 1
+    graph.invoke(ASK, THREAD)
+    assert judged() == 2
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "middleware.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "Refused by the guard: recipient 'US999'" in out
+    assert "980.0 sent to UK12" in out
 
 
 # --- LangChain's own middleware ----------------------------------------------------------------------------------------
