@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mosaic_guard._builder import GuardedStateGraph
     from mosaic_guard._decision import Call, Decision, Step
+    from mosaic_guard._decision_model import decision_model
     from mosaic_guard._errors import GuardWarning, MissingExtraError, ModelLoadError, PolicyError, UnguardableGraphError
     from mosaic_guard._graph import guarded_builder, guarded_graph
     from mosaic_guard._guard import Guard
     from mosaic_guard._guarded_tools import RefusedCallError, conversation, guard_tools
+    from mosaic_guard._middleware import MosaicMiddleware
     from mosaic_guard._nodes import GuardNodes
     from mosaic_guard._policy import Policy
     from mosaic_guard._policy_rule import Rule
@@ -31,7 +33,9 @@ _WHERE = {
     "_graph": ("guarded_builder", "guarded_graph"),
     "_guarded_tools": ("RefusedCallError", "conversation", "guard_tools"),
     "_nodes": ("GuardNodes",),
+    "_decision_model": ("decision_model",),
     "_guard": ("Guard",),
+    "_middleware": ("MosaicMiddleware",),
     "_policy": ("Policy",),
     "_policy_rule": ("Rule",),
     "_trace": ("Outcome", "TraceError", "TraceWarning", "TraceWriter", "Trajectory", "read_traces"),
@@ -56,6 +60,7 @@ __all__ = [
     "LocalGuardModel",
     "MissingExtraError",
     "ModelLoadError",
+    "MosaicMiddleware",
     "Outcome",
     "Policy",
     "PolicyError",
@@ -71,6 +76,7 @@ __all__ = [
     "conversation",
     "guard_tools",
     "guarded_builder",
+    "decision_model",
     "guarded_graph",
     "read_traces",
 ]

@@ -5,12 +5,15 @@ It is checkpointed with the thread, so any process can resume it. `Plain` values
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.channels.binop import BinaryOperatorAggregate
+from langgraph.errors import EmptyChannelError
 
 from mosaic_guard._decision import call_digest
 from mosaic_guard._digest import messages_digest
@@ -44,6 +47,47 @@ def merge(current: dict[str, Any] | None, update: dict[str, Any] | None) -> dict
     return {**(current or {}), **(update or {})}
 
 
+class HiddenChannel(BinaryOperatorAggregate[dict[str, Any]]):
+    """The guard's channel in a graph that others compile: checkpointed with the thread, but no part of its state.
+
+    It says that it is empty, so `values`, `get_state()`, the input of nodes and the state of tools leave it out; `read`
+    knows better.
+
+    Attributes:
+        beside: What this process keeps beside the value while the run lasts; it is not checkpointed.
+    """
+
+    def __init__(self, typ: Any = dict, operator: Callable[..., dict[str, Any]] = merge) -> None:
+        super().__init__(typ, operator)
+        self.beside: dict[str, Any] = {}
+
+    def get(self) -> dict[str, Any]:
+        """Nothing.
+
+        Raises:
+            EmptyChannelError: Always.
+        """
+        raise EmptyChannelError
+
+    def is_available(self) -> bool:
+        """Never."""
+        return False
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The value."""
+        return self.value
+
+
+def hidden_channel(config: RunnableConfig, key: str) -> HiddenChannel | None:
+    """The channel of a key as the running task sees it, if it is a hidden one.
+
+    langgraph's own ToolNode finds the channels in the same place.
+    """
+    arguments: Sequence[Any] = getattr(config.get("configurable", {}).get(READ), "args", ())
+    channel = arguments[1].get(key) if len(arguments) > 1 else None
+    return channel if isinstance(channel, HiddenChannel) else None
+
+
 def read(config: RunnableConfig, key: str, *, fresh: bool = False) -> Any:
     """The value of a state key as the running task sees it; None outside a graph or before its first write.
 
@@ -55,6 +99,10 @@ def read(config: RunnableConfig, key: str, *, fresh: bool = False) -> Any:
     reader = config.get("configurable", {}).get(READ)
     if reader is None:
         return None
+    hidden = hidden_channel(config, key)
+    if hidden is not None:
+        own = [value for name, value in reader.args[3].writes if name == key] if fresh else []
+        return functools.reduce(merge, own, hidden.value)
     return reader([key], fresh).get(key)
 
 

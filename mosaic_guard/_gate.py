@@ -115,14 +115,15 @@ def _verify(tool: Any, tool_input: Any, call_id: str | None) -> None:
     raise UnclearedCallError(f"{tool.name} was refused by the guard: {CHANGED}")
 
 
-def gated_tool(tool: BaseTool, injected: frozenset[str]) -> BaseTool:
+def gated_tool(tool: BaseTool, injected: frozenset[str], gate: type = _GatedTool) -> BaseTool:
     """A tool of a subclass of the given tool's class, with the same fields (shared, so its state stays one).
 
     Args:
         tool: Any tool.
         injected: Arguments that the tool node injects and the model does not write.
+        gate: Mixed into the tool's class.
     """
-    return subclass_of(tool, _GatedTool, mosaic_injected=injected)
+    return subclass_of(tool, gate, mosaic_injected=injected)
 
 
 def subclass_of(tool: BaseTool, mixin: type[Any], **attributes: Any) -> BaseTool:

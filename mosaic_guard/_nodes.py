@@ -233,6 +233,10 @@ class GuardNodes:
         """Whether the run goes on after `refuse`."""
         return not (read(config, GUARD_CHANNEL, fresh=True) or {}).get("ending")
 
+    def can_ask(self, config: RunnableConfig) -> str | None:
+        """Why nobody can be asked in this run; None if somebody can."""
+        return NOBODY_TO_ASK if config.get("configurable", {}).get(CHECKPOINTER) in (None, False) else None
+
     def judge_again(self, call: Mapping[str, Any], config: RunnableConfig) -> Mapping[str, str]:
         """The verdict on a call that was changed behind its check, as a step of its own; never raises."""
         waiting = self._changed(call, config)
@@ -273,6 +277,17 @@ class GuardNodes:
             routes = channel["go"]
         else:
             edits, routes = {}, self._routes(messages, waiting)
+        return self._open(messages, routes, config, edits)
+
+    def _open(
+        self,
+        messages: list[Any],
+        routes: list[list[Any]],
+        config: RunnableConfig,
+        edits: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Waiting:
+        """The step that a task's routes make, with what its thread remembers."""
+        channel = channel_of(config)
         named = (config.get("metadata") or {}).get("mosaic_trajectory")
         trajectory = str(named or channel.get("trajectory") or uuid.uuid4())
         # Another trajectory on the same thread starts counting anew.
@@ -427,14 +442,20 @@ class GuardNodes:
 
     def _asks_instead(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement) -> Judgement:
         """The decisions as they can be kept: nobody can be asked without a checkpointer; some are asked after refusals."""
-        can_ask = config.get("configurable", {}).get(CHECKPOINTER) not in (None, False)
+        nobody = self.can_ask(config)
         often = refusals_so_far(channel_of(config), waiting.messages) + 1 >= self.max_refusals
         decisions = []
         for d in judgement.decisions:
-            if d.verdict == "refuse" and d.source != "policy" and often and can_ask and self.after_refusals == "ask":
+            if (
+                d.verdict == "refuse"
+                and d.source != "policy"
+                and often
+                and nobody is None
+                and self.after_refusals == "ask"
+            ):
                 d = Decision(d.call, "ask", d.reason, d.p_refuse, "limit")
-            elif d.verdict == "ask" and not can_ask:
-                reason = f"{d.reason}; {NOBODY_TO_ASK}" if d.reason else NOBODY_TO_ASK
+            elif d.verdict == "ask" and nobody is not None:
+                reason = f"{d.reason}; {nobody}" if d.reason else nobody
                 d = Decision(d.call, "refuse", reason, d.p_refuse, d.source)
             decisions.append(d)
         return replace(judgement, decisions=tuple(decisions))
