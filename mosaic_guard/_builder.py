@@ -24,6 +24,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
 from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, merge, read, write
+from mosaic_guard._commands import lead_to_plan
 from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._gate import ResultCache
 from mosaic_guard._guarded import GuardedGraph
@@ -109,6 +110,8 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
             self._wire(nodes)
         self._wired = True
         compiled: Any = super().compile(*args, **kwargs)
+        if nodes is not None:
+            lead_to_plan(compiled, nodes.gates, nodes.plan_name)
         for name in (nodes.plan_name, nodes.check_name) if nodes is not None else ():
             # Hidden tasks stay out of `updates`, `tasks` and `debug` streams, and out of interrupt_before="*".
             compiled.nodes[name].tags = [TAG_HIDDEN]
