@@ -7,6 +7,7 @@ guard model) in the place of `example_guard()`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ def example_guard() -> Guard:
 
 def ran(what: str) -> None:
     """Called by the examples' tools, so that one sees which bodies ran."""
-    print(f"[ran] {what}")
+    sys.stdout.write(f"[ran] {what}\n")  # in one piece: tools may run in parallel
 
 
 def show(messages: Sequence[BaseMessage]) -> None:

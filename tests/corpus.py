@@ -217,7 +217,7 @@ entry("a tool that streams", one_tool(streams))
 entry("a tool with an artifact", one_tool(with_artifact))
 entry("InjectedState", one_tool(injected))
 entry("ToolRuntime", one_tool(runtime))
-entry("ToolRuntime with a context", Entry(one_tool(runtime)).build, context={"user": "anna"})
+entry("ToolRuntime with a context", one_tool(runtime), context={"user": "anna"})
 entry("a tool that returns a Command", one_tool(commands))
 entry("an async tool", one_tool(async_only))
 entry(

@@ -50,5 +50,5 @@ def test_an_example_runs_and_only_the_harmful_call_is_refused(name: str) -> None
 
 
 def test_every_example_is_run() -> None:
-    elsewhere = {"demo", "quickstart", "scripted_model"}
+    elsewhere = {"demo", "middleware", "quickstart", "scripted_model"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} - elsewhere == set(RUNS)

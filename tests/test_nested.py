@@ -500,6 +500,15 @@ def test_an_agent_that_is_only_named_fails_loudly_and_says_what_to_do(where: str
         guarded_graph(graph, guard=guard())
 
 
+def test_a_graph_that_is_named_by_a_node_of_its_own_is_told_to_be_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = around(lambda state: run_agent(payer, state))
+    monkeypatch.setitem(globals(), "payer", create_agent(Scripted(script=[DONE]), [ask_global]))
+    with pytest.raises(UnguardableGraphError, match="make it in a function"):
+        guarded_graph(payer, guard=guard())
+    with pytest.raises(UnguardableGraphError, match="'payer'"):
+        guarded_graph(graph, guard=guard())
+
+
 class _NothingToGuardError(Exception):
     """All that runs tools is guarded already."""
 
