@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 from langchain.agents import create_agent
@@ -22,16 +23,20 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
 from scripted_agents import State, assert_valid, calls, hand_written
 
-from mosaic_guard import Guard, MosaicMiddleware, ScriptedGuardModel, guarded_graph
+from mosaic_guard import Guard, ScriptedGuardModel, guarded_graph
 
 TOOLS = ("look", "pay", "send")
 CALL = st.tuples(st.sampled_from(TOOLS), st.integers(0, 6))
 STEP = st.lists(CALL, min_size=1, max_size=3)
-KINDS = ("create_agent", "condition", "send", "nested", "function", "two", "command", "middleware")
+KINDS = ("create_agent", "condition", "send", "nested", "function", "two", "command")
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The process is gone, while the guard judges."""
+
+
+class Crashed(Exception):
+    """The process is gone, while a tool runs: raised in a thread of the tool node's."""
 
 
 class Agent(BaseChatModel):
@@ -68,7 +73,7 @@ class World:
     def dies(self, where: str) -> None:
         if self.kill == where:
             self.kill = None
-            raise Killed
+            raise Killed if where == "guard" else Crashed
 
     def decide(self, step: Any) -> list[float]:
         self.dies("guard")
@@ -110,8 +115,6 @@ def build(kind: str, world: World, model: Agent, rewrites: bool, saver: Any) -> 
     tools = world.tools()
     guard = Guard(ScriptedGuardModel(world.decide), ask_threshold=0.2)
     wraps = [Rewrites()] if rewrites else []
-    if kind == "middleware":
-        return create_agent(model, tools, middleware=[*wraps, MosaicMiddleware(guard=guard)], checkpointer=saver)
     node = ToolNode(tools, wrap_tool_call=wraps[0].wrap_tool_call if wraps else None)
     if kind == "create_agent":
         plain: Any = create_agent(model, tools, middleware=wraps, checkpointer=saver)
@@ -180,7 +183,7 @@ class RandomThread(RuleBasedStateMachine):
         """A person says something, and the agent does some steps."""
         known = sum(isinstance(m, AIMessage) for m in self.messages())
         self.model.script = [*self.model.script[:known], *[None] * (known - len(self.model.script)), *steps, None]
-        nodes = [stop] if stop and (stop == "tools" or self.kind != "middleware") and self.kind != "nested" else None
+        nodes = [stop] if stop and self.kind != "nested" else None
         self.go({"messages": [HumanMessage("go on")]}, interrupt_before=nodes)
 
     @rule(new_process=st.booleans())
@@ -240,7 +243,7 @@ class RandomThread(RuleBasedStateMachine):
         before = len(self.world.ran)
         try:
             out = self.graph.invoke(given, config, **{k: v for k, v in options.items() if v})
-        except (Killed, RuntimeError):
+        except (Killed, Crashed):
             out = None
         ran = Counter((name, x) for _, name, x in self.world.ran[before:])
         if out is not None and given is None:
@@ -272,3 +275,4 @@ class RandomThread(RuleBasedStateMachine):
 
 
 TestRandomThread = RandomThread.TestCase
+TestRandomThread.settings = settings(stateful_step_count=12)
