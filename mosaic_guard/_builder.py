@@ -24,6 +24,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
 from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, merge, read, write
+from mosaic_guard._commands import lead_to_plan
 from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._gate import ResultCache
 from mosaic_guard._guarded import GuardedGraph
@@ -109,6 +110,8 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
             self._wire(nodes)
         self._wired = True
         compiled: Any = super().compile(*args, **kwargs)
+        if nodes is not None:
+            lead_to_plan(compiled, nodes.gates, nodes.plan_name)
         for name in (nodes.plan_name, nodes.check_name) if nodes is not None else ():
             # Hidden tasks stay out of `updates`, `tasks` and `debug` streams, and out of interrupt_before="*".
             compiled.nodes[name].tags = [TAG_HIDDEN]
@@ -172,7 +175,7 @@ def guard_builder(
     if GUARD_CHANNEL in builder.channels:
         raise UnguardableGraphError("this graph is guarded already")
     new = copy_builder(builder)
-    replaced = _guard_inside(new, nested)
+    replaced = _guard_inside(new, named, nested)
     found = _find_tool_nodes(new, named)
     if not found:
         if not replaced:
@@ -197,14 +200,22 @@ def _known(builder: StateGraph[Any, Any, Any, Any]) -> str:
     return ", ".join(map(repr, builder.nodes)) or "none"
 
 
-def _guard_inside(builder: GuardedStateGraph, nested: Nested) -> bool:
-    """Guard the graphs inside a builder's nodes; whether there were any."""
+def _guard_inside(builder: GuardedStateGraph, named: Sequence[str], nested: Nested) -> bool:
+    """Guard the graphs inside a builder's nodes and branches; whether there were any."""
     replaced = False
+    own = [spec.runnable for spec in builder.nodes.values() if isinstance(spec.runnable, ToolNode)]
     for name, spec in builder.nodes.items():
-        inside = nested.inside(spec.runnable, f"node {name!r}")
+        judged = name == named or (not isinstance(named, str) and name in named)
+        inside = nested.inside(spec.runnable, f"node {name!r}", None if judged else own)
         if inside is not spec.runnable:
             builder.nodes[name] = replace(spec, runnable=inside)
             replaced = True
+    for source, branches in builder.branches.items():
+        for name, branch in branches.items():
+            path = nested.inside(branch.path, f"branch {name!r} of {source!r}", own)
+            if path is not branch.path:
+                branches[name] = branch._replace(path=path)
+                replaced = True
     return replaced
 
 

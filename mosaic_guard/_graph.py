@@ -85,7 +85,8 @@ def guarded_graph(
         "events": events,
         "check_final": check_final,
     }
-    compiled = _guard_compiled(graph, tool_nodes, options, _nested(options))
+    nested = _nested(options)
+    compiled: GuardedGraph = nested.guarding(graph, lambda: _guard_compiled(graph, tool_nodes, options, nested))
     if hold:
         compiled.__class__ = HoldingGraph
     return compiled

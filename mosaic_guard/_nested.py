@@ -1,40 +1,33 @@
 """Graphs inside graphs: where a runnable, a function or a tool holds a compiled graph that runs tools, guard that too.
 
 Supervisors close over their agents, deepagents' `task` tool over a dict of subagents, tools over the agent that they ask.
-What is reachable through nodes, closures, defaults, partials and containers is replaced in a copy. What is only named
-(a global, an attribute of an object) cannot be replaced without changing the user's own objects: that fails loudly.
+What is held in nodes, closures, defaults, partials and containers is replaced in a copy. What is only named (a global, an
+attribute of an object) cannot be replaced without changing the user's own objects: that fails loudly.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any
 
-from langchain_core.runnables import Runnable
-from langchain_core.tools import BaseTool
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
-from langgraph.pregel import Pregel
 
 from mosaic_guard._channel import GUARD_CHANNEL
 from mosaic_guard._errors import UnguardableGraphError
-
-PARTS = (
-    *("bound", "runnable", "default", "fallbacks", "steps", "first", "middle", "last", "branches", "steps__"),
-    *("func", "afunc", "coroutine"),
-)
-"""Where runnables keep what they are made of: bindings, retries, fallbacks, sequences, branches, parallels, functions."""
+from mosaic_guard._reach import Reach, content, fields
 
 GuardGraph = Callable[[Any], Any]
 """Guards one compiled graph; what it returns takes the graph's place."""
 
 
 class Nested:
-    """One walk through a graph's parts.
+    """The graphs inside a graph, and what takes their place.
 
     Args:
         guard: Guards a graph that holds tools.
@@ -44,133 +37,122 @@ class Nested:
         self._guard = guard
         # Objects are kept alive with their replacement: an id alone could be reused.
         self._done: dict[int, tuple[Any, Any]] = {}
-        self._open: set[int] = set()
+        self._under_way: dict[int, _Later] = {}
+        # Tools that a wrapper puts into a request are looked into while running, in whichever thread.
+        self._lock = threading.RLock()
 
-    def inside(self, value: Any, where: str) -> Any:
+    def guarding(self, graph: Any, guard: Callable[[], Any]) -> Any:
+        """Guard a graph; where something inside it holds the graph itself, that gets the guarded one.
+
+        Args:
+            graph: A compiled graph.
+            guard: Guards it.
+        """
+        later = self._under_way[id(graph)] = _Later()
+        try:
+            later.graph = guard()
+        finally:
+            del self._under_way[id(graph)]
+        return later.graph
+
+    def inside(self, value: Any, where: str, own: Collection[Any] | None = ()) -> Any:
         """The value itself if it holds no graph with tools, else a copy in which each is guarded.
 
         Args:
             value: A runnable, function, tool, container of these, or anything else.
             where: How a person would name it, for errors.
+            own: The tool nodes of the graph that it stands in; None: it may hold any, for its calls are judged.
 
         Raises:
             UnguardableGraphError: Where a graph or tool node is found that cannot be replaced.
         """
-        key = id(value)
-        if key in self._done:
-            return self._done[key][1]
-        if key in self._open:  # it holds itself: what is inside is being replaced further up
+        with self._lock:
+            known = {id(value), *map(id, own or ())}
+            reach = Reach(
+                value, lambda v: _unguarded(v) or (own is not None and _is_tool_node(v) and id(v) not in known)
+            )
+            if not reach.found:
+                return value
+            if any(map(_is_tool_node, reach.found)):
+                raise _tool_node_inside(where)
+            name = reach.only_named()
+            if name is not None:
+                raise _only_named(where, name, itself=any(id(graph) in self._under_way for graph in reach.found))
+            return self._replaced(value, reach.holding)
+
+    def _replaced(self, value: Any, holding: Collection[int]) -> Any:
+        if id(value) not in holding:
             return value
-        self._open.add(key)
-        try:
-            found = self._walk(value, where)
-        finally:
-            self._open.discard(key)
-        self._done[key] = (value, found)
-        return found
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        if isinstance(value, CompiledStateGraph):
+            if id(value) in self._under_way:
+                return self._under_way[id(value)]
+            new = self.guarding(value, lambda: self._guard(value))
+            self._done[id(value)] = (value, new)
+            return new
+        return self._copy(value, lambda part: self._replaced(part, holding))
 
-    def _walk(self, value: Any, where: str) -> Any:
-        if isinstance(value, Pregel):
-            return self._graph(value, where)
-        if isinstance(value, ToolNode):
-            return self.tools_of(value, where)
+    def _copy(self, value: Any, replaced: Callable[[Any], Any]) -> Any:
+        """A copy with other parts. What can hold itself is known before its parts are replaced."""
+        made: Any
         if isinstance(value, types.FunctionType):
-            return self._function(value, where)
+            return self._function(value, replaced)
         if isinstance(value, types.MethodType):
-            return self._method(value, where)
-        if isinstance(value, functools.partial):
-            return self._partial(value, where)
-        if isinstance(value, Mapping):
-            new = {k: self.inside(v, f"{where}[{k!r}]") for k, v in value.items()}
-            return new if _changed(new.values(), value.values()) else value
-        if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-            items = [self.inside(v, where) for v in value]
-            return type(value)(items) if _changed(items, value) else value
-        if isinstance(value, BaseTool):
-            return self._fields(value, where, vars(value))
-        if isinstance(value, Runnable):
-            return self._fields(value, where, {part: vars(value)[part] for part in PARTS if part in vars(value)})
-        return value
+            owner, function = replaced(value.__self__), replaced(value.__func__)
+            made = getattr(owner, value.__name__) if owner is not value.__self__ else types.MethodType(function, owner)
+        elif isinstance(value, functools.partial):
+            made = functools.partial(replaced(value.func), *map(replaced, value.args))
+            made.keywords.update({key: replaced(part) for key, part in value.keywords.items()})
+        elif isinstance(value, tuple):
+            items = map(replaced, value)
+            made = value._make(items) if hasattr(value, "_make") else tuple(items)
+        elif isinstance(value, dict):
+            made = self._keep(value, copy.copy(value))
+            made.update({key: replaced(part) for key, part in value.items()})
+        elif isinstance(value, list):
+            made = self._keep(value, copy.copy(value))
+            made[:] = map(replaced, value)
+        else:
+            made = self._keep(value, copy.copy(value))
+            private = getattr(made, "__pydantic_private__", None) or {}
+            for name, part in fields(value).items():
+                if name in private:
+                    private[name] = replaced(part)
+                else:
+                    object.__setattr__(made, name, replaced(part))
+        return self._keep(value, made)
 
-    def _graph(self, graph: Any, where: str) -> Any:
-        builder = getattr(graph, "builder", None)
-        if not isinstance(graph, CompiledStateGraph) or builder is None:
-            return graph
-        return self._guard(graph) if GUARD_CHANNEL not in builder.channels and holds_tools(graph) else graph
-
-    def tools_of(self, node: ToolNode, where: str) -> ToolNode:
-        """A tool node whose tools hold guarded graphs only."""
-        tools = {name: self.inside(tool, f"tool {name!r}") for name, tool in node.tools_by_name.items()}
-        if not _changed(tools.values(), node.tools_by_name.values()):
-            return node
-        new: Any = copy.copy(node)
-        new._tools_by_name = tools
-        return cast(ToolNode, new)
-
-    def _function(self, function: types.FunctionType, where: str) -> Any:
-        self._refuse_globals(function, where)
-        cells = [self.inside(_content(cell), where) for cell in function.__closure__ or ()]
-        known = [_content(cell) for cell in function.__closure__ or ()]
-        defaults = self.inside(function.__defaults__ or (), where)
-        keywords = self.inside(function.__kwdefaults__ or {}, where)
-        attributes = {k: self.inside(v, where) for k, v in vars(function).items()}
-        if not (
-            _changed(cells, known)
-            or defaults is not (function.__defaults__ or defaults)
-            or _changed(keywords.values(), (function.__kwdefaults__ or {}).values())
-            or _changed(attributes.values(), vars(function).values())
-        ):
-            return function
-        closure = tuple(
-            cell if new is old else types.CellType(new)
-            for cell, new, old in zip(function.__closure__ or (), cells, known, strict=True)
-        )
-        made = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults or None, closure)
-        made.__kwdefaults__ = dict(keywords) or None
-        made.__dict__.update(attributes)
+    def _function(self, function: types.FunctionType, replaced: Callable[[Any], Any]) -> Any:
+        cells = tuple(types.CellType() for _ in function.__closure__ or ())
+        made = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+        self._keep(function, made)
+        for new, old in zip(cells, function.__closure__ or (), strict=True):
+            new.cell_contents = replaced(content(old))
+        made.__defaults__ = function.__defaults__ and tuple(map(replaced, function.__defaults__))
+        known = function.__kwdefaults__
+        made.__kwdefaults__ = known and {key: replaced(part) for key, part in known.items()}
+        made.__dict__.update({key: replaced(part) for key, part in vars(function).items()})
         made.__annotations__, made.__doc__ = function.__annotations__, function.__doc__
         made.__qualname__, made.__module__ = function.__qualname__, function.__module__
         return made
 
-    def _method(self, method: types.MethodType, where: str) -> Any:
-        owner = method.__self__
-        if isinstance(owner, (Runnable, type, types.ModuleType)):
-            return method
-        held = [name for name, value in getattr(owner, "__dict__", {}).items() if _unguarded(value)]
-        if held:
-            raise _only_named(where, f"self.{held[0]}")
-        function = self.inside(method.__func__, where)
-        return method if function is method.__func__ else types.MethodType(function, owner)
-
-    def _partial(self, value: functools.partial[Any], where: str) -> Any:
-        func, args = self.inside(value.func, where), self.inside(value.args, where)
-        keywords = self.inside(value.keywords, where)
-        same = func is value.func and args is value.args and keywords is value.keywords
-        return value if same else functools.partial(func, *args, **keywords)
-
-    def _fields(self, value: Any, where: str, fields: Mapping[str, Any]) -> Any:
-        for name, part in fields.items():
-            if isinstance(part, ToolNode):
-                raise UnguardableGraphError(
-                    f"{where} wraps a ToolNode in a {type(value).__name__}, where the guard cannot stand: "
-                    f"add the ToolNode itself as the node ({name!r} of the wrapper)"
-                )
-        new = {name: self.inside(part, where) for name, part in fields.items()}
-        if not _changed(new.values(), fields.values()):
-            return value
-        made = copy.copy(value)
-        for name, part in new.items():
-            object.__setattr__(made, name, part)
+    def _keep(self, value: Any, made: Any) -> Any:
+        self._done[id(value)] = (value, made)
         return made
 
-    def _refuse_globals(self, function: types.FunctionType, where: str) -> None:
-        for name in _names(function.__code__):
-            if _unguarded(function.__globals__.get(name)):
-                raise _only_named(where, name)
+
+class _Later:
+    """Stands in a closure for the graph that it is part of, which is not guarded yet when the closure is copied."""
+
+    graph: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.graph, name)
 
 
 _looking: ContextVar[frozenset[int]] = ContextVar("mosaic_guard_looking", default=frozenset())
-"""Graphs that are being looked into: a node may name the graph that it is part of."""
+"""Graphs that are being looked into: a node may hold the graph that it is part of."""
 
 
 def holds_tools(graph: Any) -> bool:
@@ -179,24 +161,17 @@ def holds_tools(graph: Any) -> bool:
         return False
     token = _looking.set(_looking.get() | {id(graph)})
     try:
-        found = _Found()
-        for name, spec in graph.builder.nodes.items():
-            if isinstance(spec.runnable, ToolNode):
-                return True
-            Nested(found).inside(spec.runnable, f"node {name!r}")
-        return found.any
+        parts = [spec.runnable for spec in graph.builder.nodes.values()]
+        if any(_is_tool_node(part) for part in parts):
+            return True
+        paths = [branch.path for named in graph.builder.branches.values() for branch in named.values()]
+        return bool(Reach([*parts, *paths], lambda value: _unguarded(value) or _is_tool_node(value)).found)
     finally:
         _looking.reset(token)
 
 
-class _Found:
-    """Takes the place of the guard while looking only."""
-
-    any = False
-
-    def __call__(self, graph: Any) -> Any:
-        self.any = True
-        return graph
+def _is_tool_node(value: Any) -> bool:
+    return isinstance(value, ToolNode)
 
 
 def _unguarded(value: Any) -> bool:
@@ -205,27 +180,17 @@ def _unguarded(value: Any) -> bool:
     return builder is not None and GUARD_CHANNEL not in builder.channels and holds_tools(value)
 
 
-def _only_named(where: str, name: str) -> UnguardableGraphError:
+def _only_named(where: str, name: str, itself: bool) -> UnguardableGraphError:
+    what = f"{where} calls the graph {name!r}, which runs tools and is not guarded: "
+    if itself:
+        return UnguardableGraphError(
+            f"{what}it is the graph that is being guarded, make it in a function, so that {name!r} is a local variable there"
+        )
+    return UnguardableGraphError(f"{what}guard it where it is made, {name} = guarded_graph({name}, ...)")
+
+
+def _tool_node_inside(where: str) -> UnguardableGraphError:
     return UnguardableGraphError(
-        f"{where} calls the graph {name!r}, which runs tools and is not guarded: "
-        f"guard it where it is made, {name} = guarded_graph({name}, ...)"
+        f"{where} holds a ToolNode, where the guard cannot stand: make the ToolNode itself a node of the graph, or name the "
+        "node that runs it with tool_nodes=[...] (in a graph inside a graph: guard that one where it is made)"
     )
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """Global names that a function and the functions inside it use."""
-    yield from code.co_names
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            yield from _names(const)
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
-
-
-def _changed(new: Any, old: Any) -> bool:
-    return any(a is not b for a, b in zip(new, old, strict=True))

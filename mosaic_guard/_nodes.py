@@ -336,10 +336,14 @@ class GuardNodes:
             routes.append([name, payload, self._read_calls(name, source)])
         if waiting:
             return routes
-        for name, gate in self.gates.items():
+        # A call of no known tool is for a function, if there is one, else for the first tool node, which says so.
+        rest = next((name for name, gate in self.gates.items() if not gate.tools_by_name), next(iter(self.gates)))
+        owners = {tool: name for name, gate in self.gates.items() for tool in gate.tools_by_name}
+        for name in self.gates:
             calls = self._read_calls(name, {self.messages_key: messages})
-            if len(self.gates) == 1 or any(call["name"] in gate.tools_by_name for call in calls):
-                routes.append([name, None, calls])
+            own = [call for call in calls if owners.get(call["name"], rest) == name]
+            if own or len(self.gates) == 1:
+                routes.append([name, None if own == calls else own, own])
         return routes
 
     def _resume(self, state: State, config: RunnableConfig) -> tuple[Waiting, Plan | None]:
