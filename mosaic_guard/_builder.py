@@ -281,17 +281,23 @@ class _Rewriting:
             new_ends = {end: end for end in ends.values() if end not in self.guarded}
             if len(new_ends) < len(set(ends.values())):
                 new_ends[self.nodes.plan_name] = self.nodes.plan_name
+                # Taken at once where the policy lets the whole step act.
+                new_ends |= {end: end for end in ends.values() if end in self.nodes.gates}
 
         def redirect(result: Any, config: RunnableConfig) -> list[Any]:
             routes: list[list[Any]] = []
             kept: list[Any] = []
+            into: list[Any] = []
             for target in result if isinstance(result, (list, tuple)) else [result]:
                 sent = isinstance(target, Send)
                 node = target.node if sent else ends[target] if ends else target
                 if node in self.guarded:
                     routes.append([node, target.arg if sent else None])
+                    into.append(target if sent else node)
                 else:
                     kept.append(target if sent else node)
+            if routes and self.nodes.clear_at_once(routes, config):
+                return kept + into
             if routes:
                 write(config, ROUTES_CHANNEL, routes)
                 # Not returned as a target: the branch's own path map need not name it (a Send needs no entry there).

@@ -18,6 +18,7 @@ from langgraph.types import Command
 from mosaic_guard._channel import Clearances, digest_of, proposing
 from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._gate import NOT_JUDGED, answer_message, send_back
+from mosaic_guard._waiting import open_calls
 
 if TYPE_CHECKING:
     from mosaic_guard._nodes import GuardNodes
@@ -74,14 +75,7 @@ class FunctionNode(RunnableCallable):
                 f"tool node {self._node_name!r} got no messages and no tool calls, so the guard cannot see what it will run: "
                 f"let its input hold {self._nodes.messages_key!r} or the calls themselves"
             )
-        index = proposing(messages)
-        answered = [m.tool_call_id for m in messages[index + 1 :] if isinstance(m, ToolMessage)]
-        calls = []
-        for call in messages[index].tool_calls if index >= 0 else []:
-            if call["id"] in answered:
-                answered.remove(call["id"])
-            else:
-                calls.append(call)
+        calls = open_calls(messages)
         return calls, "messages" if isinstance(input, list) else "state"
 
     def _verdicts(self, input: Any, config: RunnableConfig) -> tuple[list[Any], Mapping[str, Mapping[str, Any]]]:

@@ -245,6 +245,14 @@ class Guard:
                 )
         return checking.judgement()
 
+    def lets_all_act(self, step: Step) -> bool:
+        """Whether the policy alone lets every call of a step act; False where it fails to say."""
+        try:
+            rules = [self.policy.decide(call, step) for call in step.calls]
+        except Exception:
+            return False
+        return len(rules) <= self.limits.calls and all(rule is not None and rule.verdict == "act" for rule in rules)
+
     def _settled(self, step: Step) -> bool:
         """Whether no model is needed: every call decided by a rule, or more calls than are judged."""
         return len(step.calls) > self.limits.calls or all(self.policy.decide(call, step) for call in step.calls)
@@ -290,7 +298,8 @@ class _Checking:
             with self.failure():
                 self._rules[index] = guard.policy.decide(call, step)
         with self.failure():
-            if not step.evidence:
+            # Where no model is asked nothing reads it, and it costs a search through the whole history.
+            if plan.planned is not None and not step.evidence:
                 self._step = replace(step, evidence=gather_evidence(step.messages, step.calls))
 
     @property

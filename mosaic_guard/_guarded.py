@@ -72,11 +72,16 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         assert nodes is not None
         messages = nodes.messages_in(state.values)
         index = proposing(messages)
-        if index < 0 or not state.next or not all(isinstance(m, ToolMessage) for m in messages[index + 1 :]):
+        after = messages[index + 1 :]
+        if index < 0 or not state.tasks or not all(isinstance(m, ToolMessage) for m in after):
             return None
-        answered = [m.tool_call_id for m in messages[index + 1 :]]
         started = any(task.name in nodes.gates for task in state.tasks)
+        # Results of finished tasks are no part of the checkpoint yet, though the snapshot may show them: new input drops them.
         results = [m for task in state.tasks for m in _tool_messages(task.result, nodes.messages_key)]
+        answered = [m.tool_call_id for m in after]
+        for result in results:
+            if result.tool_call_id in answered:
+                answered.remove(result.tool_call_id)
         answers: list[BaseMessage] = []
         for call in messages[index].tool_calls:
             if call["id"] in answered:

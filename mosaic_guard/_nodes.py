@@ -11,11 +11,12 @@ The nodes read and write the guard's channel through their config: as input or r
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, AnyMessage
+from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.config import get_stream_writer
@@ -39,7 +40,7 @@ from mosaic_guard._decision import Decision, Step
 from mosaic_guard._function_node import FunctionNode
 from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
 from mosaic_guard._guard import Guard, Judgement, Plan
-from mosaic_guard._hold import announce
+from mosaic_guard._hold import HOLDING, announce
 from mosaic_guard._nested import Nested
 from mosaic_guard._recursion import grant_superstep
 from mosaic_guard._trace import TraceWriter
@@ -50,6 +51,7 @@ from mosaic_guard._waiting import (
     as_calls,
     final_answer,
     humans,
+    open_calls,
     refusals_so_far,
     remember,
     step_record,
@@ -190,6 +192,30 @@ class GuardNodes:
                 error = str(problem)
         write(config, GUARD_CHANNEL, self._answered(config, channel, dict(zip(asked, answers, strict=True))))
 
+    def clear_at_once(self, routes: list[list[Any]], config: RunnableConfig) -> bool:
+        """Clear a step in the task that proposed it, if the policy alone lets all of it act.
+
+        `plan` and `check` would add nothing but two supersteps.
+
+        Args:
+            routes: [tool node, `Send` payload or None] of each route that the task takes.
+            config: The task's config.
+        """
+        if config.get("configurable", {}).get(HOLDING) or any(name == END for name, _ in routes):
+            return False
+        messages = list(read(config, self.messages_key, fresh=True) or ())
+        found = self._routes(messages, routes)
+        waiting = self._open(messages, found, config)
+        # The whole step, and nothing but it: what another route may bring is judged with it, in `plan`.
+        whole = Counter(map(digest_of, open_calls(messages))) == Counter(map(digest_of, waiting.calls))
+        if not (waiting.step.calls and whole and self.guard.lets_all_act(waiting.step)):
+            return False
+        judgement = self.guard.check(waiting.step, Plan(), key=waiting.key, number=waiting.number)
+        if any(decision.verdict != "act" for decision in judgement.decisions):
+            return False
+        write(config, GUARD_CHANNEL, self._checked(config, waiting, judgement))
+        return True
+
     def after_check(self, state: State, config: RunnableConfig) -> list[str | Send]:
         """Where the step goes: to `ask`, back to `plan` with what a person changed, its recorded routes, or `refuse`."""
         channel = read(config, GUARD_CHANNEL, fresh=True)
@@ -203,6 +229,9 @@ class GuardNodes:
             return [self.refuse_name]
         messages = self.messages_in(state)
         kept = still_begins_with(messages, channel["seen"])
+        if kept and any(isinstance(message, ToolMessage) for message in messages[channel["seen"][0] :]):
+            # The step has run: langgraph takes an edit of its results for one by `check`, and would take the routes again.
+            return []
         return [self._leave(messages, kept, *route) for route in channel["go"]]
 
     def _leave(self, messages: list[Any], kept: bool, name: str, payload: Any, calls: list[Any]) -> str | Send:
@@ -292,7 +321,7 @@ class GuardNodes:
         trajectory = str(named or channel.get("trajectory") or uuid.uuid4())
         # Another trajectory on the same thread starts counting anew.
         known = channel.get("trajectory") in (None, trajectory)
-        history = [JudgedStep.from_dict(record) for record in channel.get("history", ())] if known else []
+        history = _history(channel) if known else []
         number = channel.get("step", 0) if known else 0
         return self._waiting(messages, routes, history, trajectory, number, edits)
 
@@ -323,7 +352,7 @@ class GuardNodes:
         messages = self.messages_in(state)
         opened = channel_of(config)["open"]
         routes = opened["routes"]
-        history = [JudgedStep.from_dict(record) for record in opened["history"]]
+        history = _history(channel_of(config)) if opened["known"] else []
         # What a parallel branch has written since is not part of the step.
         same = still_begins_with(messages, opened["seen"])
         edits = opened["edits"] if same else {}
@@ -376,7 +405,7 @@ class GuardNodes:
         opened = {
             "routes": waiting.routes,
             "seen": waiting.seen,
-            "history": [past.to_dict() for past in waiting.history],
+            "known": bool(waiting.history),
             "trajectory": waiting.trajectory,
             "number": waiting.number,
             "edits": dict(waiting.edits),
@@ -438,6 +467,7 @@ class GuardNodes:
             "at": waiting.at,
             "logged": [message_digest(message) for message in waiting.messages] if self.trace else None,
             "edits": {},
+            "open": None,
         }
 
     def _asks_instead(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement) -> Judgement:
@@ -509,6 +539,10 @@ class GuardNodes:
         reasons = [found["reason"] for found in verdicts.values() if found["reason"] != NOT_RUN]
         often = "" if self.on_refuse == "end" else f" after {refusals} refused steps in a row"
         return f"I stopped{often}: the guard refused what I was about to do. {'; '.join(reasons)[:600]}"
+
+
+def _history(channel: Channel) -> list[JudgedStep]:
+    return [JudgedStep.from_dict(record) for record in channel.get("history", ())]
 
 
 def _settled(verdicts: Mapping[str, Mapping[str, Any]], ending: bool) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, messages_to_dict
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, messages_to_dict
 
-from mosaic_guard._channel import Channel
+from mosaic_guard._channel import Channel, proposing
 from mosaic_guard._decision import Call, Step
 from mosaic_guard._evidence import is_human, message_text
 from mosaic_guard._guard import Judgement
@@ -52,12 +53,12 @@ class Waiting:
         """The proposed calls of all routes."""
         return [call for _, _, calls in self.routes for call in calls]
 
-    @property
+    @cached_property
     def seen(self) -> list[Any]:
         """The history that it is judged with: number of messages and their digest."""
         return [len(self.messages), messages_digest(self.messages)]
 
-    @property
+    @cached_property
     def at(self) -> str:
         """Names the step in its trace: a digest of all that was said up to it, and of what a person changed."""
         said = messages_digest(self.messages[: step_end(self.messages)])
@@ -79,6 +80,19 @@ def final_answer(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     if not isinstance(last, AIMessage) or last.tool_calls or not message_text(last).strip():
         return []
     return [{"name": FINAL, "args": {"text": message_text(last)}, "id": last.id, "type": "tool_call"}]
+
+
+def open_calls(messages: Sequence[BaseMessage]) -> list[Any]:
+    """The calls of the last AI message that proposes any, without those that were answered since."""
+    index = proposing(messages)
+    answered = [m.tool_call_id for m in messages[index + 1 :] if isinstance(m, ToolMessage)]
+    calls = []
+    for call in cast(AIMessage, messages[index]).tool_calls if index >= 0 else []:
+        if call["id"] in answered:
+            answered.remove(call["id"])
+        else:
+            calls.append(call)
+    return calls
 
 
 def still_begins_with(messages: Sequence[Any], seen: Sequence[Any]) -> bool:

@@ -136,7 +136,7 @@ def _start(found: Path, folder: Path, as_user: dict[str, Any]) -> tuple[subproce
             "unix_socket_directories": folder,
             "fsync": "off",
             "full_page_writes": "off",
-            "max_connections": 200,
+            "max_connections": 400,
         }
         command = [str(found / "postgres"), "-D", str(folder / "data")]
         for name, value in options.items():

@@ -21,25 +21,20 @@ def test_by_default_everything_is_measured_on_everything() -> None:
     assert set(SETTINGS) < set(every_setting())
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.agent)
-def test_every_variant_is_measured_at_every_step(setting: Setting) -> None:
-    found = bench_graph(1, steps=3, settings=[setting])[setting]
-    assert {"unguarded", "mosaic-guard"} <= set(found)
-    for name, measured in found.items():
-        if name == "GuardrailsMiddleware" and not NEMO:
-            assert "pip install nemoguardrails" in measured.missing
-            continue
-        assert [len(thread) for thread in measured.seconds] == [3]
-        assert bool(measured.kib) == (setting.store == "SQLite")
-
-
-def test_the_table_has_a_row_for_each_variant() -> None:
-    setting = Setting("create_agent", 1, "memory")
+def test_every_variant_is_measured_at_every_step_and_has_its_row() -> None:
+    results = bench_graph(1, steps=3, settings=SETTINGS)
     console = Console(width=140, record=True)
-    console.print(table(bench_graph(1, steps=2, settings=[setting]), 1, 2))
-    said = console.export_text()
-    for name in ("unguarded", "mosaic-guard", "HumanInTheLoopMiddleware", "GuardrailsMiddleware"):
-        assert name in said
+    console.print(table(results, 1, 3))
+    shown = console.export_text()
+    for setting, variants in results.items():
+        assert {"unguarded", "mosaic-guard"} <= set(variants)
+        for name, measured in variants.items():
+            assert name in shown
+            if name == "GuardrailsMiddleware" and not NEMO:
+                assert "pip install nemoguardrails" in measured.missing
+                continue
+            assert [len(thread) for thread in measured.seconds] == [3]
+            assert bool(measured.kib) == (setting.store == "SQLite")
 
 
 @pytest.mark.parametrize(("repeats", "steps"), [(0, 3), (1, 1)])

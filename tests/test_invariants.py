@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
@@ -127,6 +128,12 @@ def test_an_allowing_guard_changes_nothing(script: Any, kind: str) -> None:
     assert histories[0] == histories[1]
 
 
+@pytest.mark.parametrize(
+    # On disk as well where PostgreSQL is: what is fast stays in memory.
+    "stores",
+    ["memory", *(pytest.param(kind, marks=pytest.mark.postgres) for kind in ("sqlite", "postgres"))],
+    indirect=True,
+)
 # One store for all examples: each is a thread of its own.
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(script=steps(), verdicts=st.lists(st.booleans(), min_size=1, max_size=6), stops=st.integers(0, 4))

@@ -147,9 +147,6 @@ def test_a_result_that_a_person_wrote_while_paused_stands(kind: str, saver: Any)
     assert_valid(out["messages"])
 
 
-@pytest.mark.xfail(
-    strict=False, reason="langgraph takes the edit for one by `check`, whose recorded routes are taken again"
-)
 @pytest.mark.parametrize("kind", ["create_agent", "send"])
 def test_an_edit_of_a_result_without_its_node_runs_nothing_again(kind: str) -> None:
     """The unguarded graphs raise here (their routes expect an AI message), so nothing of theirs runs again either."""
