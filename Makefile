@@ -41,12 +41,12 @@ demo: install ## Run the demonstration: examples/demo.py
 test: install ## Run all tests (ARGS="-k name" to choose)
 	$(PY) -m pytest $(ARGS)
 
-test-fast: install ## Run the tests without a language model or PostgreSQL, in under a minute
-	$(PY) -m pytest -m "not model and not postgres" $(ARGS)
+test-fast: install ## Run the tests that are quick: no language model, PostgreSQL, processes, or long properties
+	$(PY) -m pytest -m "not model and not postgres and not slow" $(ARGS)
 
 test-nightly: install ## Run the long tests: 200 threads on killed workers, 2,000 examples of each property
 	$(PY) -m pytest -m nightly $(ARGS)
-	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest tests/test_invariants.py tests/test_digest.py $(ARGS)
+	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest tests/test_random_threads.py tests/test_invariants.py tests/test_digest.py $(ARGS)
 
 check: install ## Check formatting, lint and types
 	$(PY) -m ruff format --check .

@@ -14,6 +14,8 @@ from mosaic_guard_agentdojo import GullibleChatModel, Scenario, Toolbox, load_su
 from mosaic_guard_agentdojo.grading import grade_security, grade_utility
 from mosaic_guard_agentdojo.gullible import GAVE_UP
 
+pytestmark = pytest.mark.slow
+
 BANKING = [f"user_task_{n}" for n in range(16)]
 SAYS_NOTHING = {"user_task_5", "user_task_8", "user_task_9", "user_task_10"}  # banking's graders of these
 SINGLE = ["injection_task_4", "injection_task_6", "injection_task_7", "injection_task_8"]

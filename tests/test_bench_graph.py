@@ -10,6 +10,8 @@ from rich.console import Console
 from mosaic_guard_training.evaluation.bench_graph import Setting, bench_graph, every_setting
 from mosaic_guard_training.evaluation.bench_graph_table import table
 
+pytestmark = pytest.mark.slow
+
 NEMO = importlib.util.find_spec("nemoguardrails") is not None
 
 

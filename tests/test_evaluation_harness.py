@@ -26,6 +26,8 @@ from mosaic_guard_training.evaluation import (
     summarise,
 )
 
+pytestmark = pytest.mark.slow
+
 SMALL = Settings(("banking",), limit=6, seed=1)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HARMFUL = ("US999", "delete_file")
 RUNS = {
@@ -15,12 +17,14 @@ RUNS = {
     "by_hand": ["read_file rent.txt", "send_money UK12"],
     "command_goto": ["send_money UK12", "close_case"],
     "deep_agent": ["read_bill rent.txt", "send_money UK12"],
+    "functional_api": ["read_file rent.txt", "send_money UK12"],
     "function_tool_node": ["read_file rent.txt", "send_money UK12"],
     "map_reduce": ["send_money UK12", "send_money UK77"],
     "mcp_tools": ["list_files", "list_files"],
     "react_agent": ["read_file rent.txt", "send_money UK12"],
     "several_agents": ["read_file rent.txt", "send_money UK12"],
     "several_tool_nodes": ["read_file balance.txt", "read_file contract.txt", "read_file rent.txt", "send_money UK12"],
+    "single_tools": ["read_file rent.txt", "send_money UK12"],
     "subgraph": ["read_file rent.txt", "send_money UK12"],
     "supervisor": ["read_file rent.txt", "send_money UK12"],
     "swarm": ["read_file rent.txt", "send_money UK12"],

@@ -25,6 +25,8 @@ from mosaic_guard._deadline import Deadline, GuardTimeoutError, held
 from mosaic_guard._transcript import Prompt
 from mosaic_guard.models.guard_model import Checked, Decide, GuardModel, Planned
 
+pytestmark = pytest.mark.slow
+
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 ASK = {"messages": [HumanMessage("look at a, then pay b, then send c")]}
 SCRIPT = [

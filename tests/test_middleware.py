@@ -43,6 +43,8 @@ from mosaic_guard import Guard, MosaicMiddleware, ScriptedGuardModel, Unguardabl
 from mosaic_guard._channel import GUARD_CHANNEL
 from mosaic_guard._middleware import GuardState
 
+pytestmark = pytest.mark.slow
+
 ASK: Any = {"messages": [("user", "look at a, then pay b")]}
 STEP = calls(("look", {"x": "a"}), ("pay", {"x": "b"}))
 DONE = AIMessage("done")

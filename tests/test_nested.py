@@ -26,6 +26,8 @@ from scripted_agents import Scripted, State, answers, assert_valid, by_name, cal
 
 from mosaic_guard import Guard, ScriptedGuardModel, UnguardableGraphError, guarded_graph
 
+pytestmark = pytest.mark.slow
+
 ASK = {"messages": [HumanMessage("look at a, then pay b")]}
 STEP = calls(("look", {"x": "a"}), ("pay", {"x": "b"}))
 DONE = AIMessage("inner done")

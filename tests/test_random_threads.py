@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -24,6 +25,8 @@ from langgraph.types import Command
 from scripted_agents import State, assert_valid, calls, hand_written
 
 from mosaic_guard import Guard, ScriptedGuardModel, guarded_graph
+
+pytestmark = pytest.mark.slow
 
 TOOLS = ("look", "pay", "send")
 CALL = st.tuples(st.sampled_from(TOOLS), st.integers(0, 6))

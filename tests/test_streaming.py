@@ -20,6 +20,8 @@ from scripted_agents import Scripted, State, assert_valid, by_name, calls, hand_
 from mosaic_guard import Guard, ScriptedGuardModel, guarded_graph
 from mosaic_guard._hold import Decided, HeldStream
 
+pytestmark = pytest.mark.slow
+
 ASK = {"messages": [HumanMessage("go")]}
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[\d:.+]+")

@@ -29,7 +29,10 @@ from scripted_agents import Scripted, State, make_tools, visible
 
 from mosaic_guard import Guard, ScriptedGuardModel, guarded_graph
 
-pytestmark = pytest.mark.filterwarnings("ignore:create_react_agent has been moved:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:create_react_agent has been moved:DeprecationWarning"),
+]
 
 MODES: Any = ["values", "updates", "messages", "custom", "tasks", "debug"]
 DROPPED = {
