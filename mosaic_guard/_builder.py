@@ -265,15 +265,28 @@ class _Rewriting:
     def _redirect_routes(self) -> None:
         """Every edge and branch into a tool node leads to `plan`; joins stay, for the gate sends their calls back."""
         builder = self.builder
-        for named in builder.branches.values():
+        sources = {source for source, _ in builder.edges} | set(builder.branches)
+        at_once = {source: self._at_once(source) for source in sources}
+        for source, named in builder.branches.items():
             for name, branch in named.items():
-                named[name] = self._to_plan(branch)
+                named[name] = self._to_plan(branch, at_once[source])
         for source, target in sorted(builder.edges):
             if target in self.guarded:
                 builder.edges.discard((source, target))
-                builder.branches[source][f"to {target}"] = self._to_plan(_always(target))
+                builder.branches[source][f"to {target}"] = self._to_plan(_always(target), at_once[source])
 
-    def _to_plan(self, branch: BranchSpec) -> BranchSpec:
+    def _at_once(self, source: str) -> bool:
+        """Whether a step that the policy lets act may be cleared in the task that proposes it.
+
+        Only where that task has one way into tool nodes, and its writes are never replayed from a cache.
+        """
+        ways = [target for start, target in self.builder.edges if start == source and target in self.guarded]
+        branches = self.builder.branches.get(source, {}).values()
+        leading = [b for b in branches if b.ends is None or not self.guarded.isdisjoint(b.ends.values())]
+        spec = self.builder.nodes.get(source)
+        return len(ways) + len(leading) == 1 and spec is not None and spec.cache_policy is None
+
+    def _to_plan(self, branch: BranchSpec, at_once: bool = False) -> BranchSpec:
         """The branch, with its tool nodes recorded as routes and replaced by `plan`."""
         path, ends = branch.path, branch.ends
         new_ends: dict[Hashable, str] | None = None
@@ -296,7 +309,7 @@ class _Rewriting:
                     into.append(target if sent else node)
                 else:
                     kept.append(target if sent else node)
-            if routes and self.nodes.clear_at_once(routes, config):
+            if routes and at_once and self.nodes.clear_at_once(routes, config):
                 return kept + into
             if routes:
                 write(config, ROUTES_CHANNEL, routes)

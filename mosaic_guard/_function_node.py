@@ -65,11 +65,10 @@ class FunctionNode(RunnableCallable):
             return [input], "call"
         if isinstance(input, list) and input and all(map(_is_call, input)):
             return list(input), "calls"
+        held = [call for value in input.values() for call in _calls_in(value)] if isinstance(input, Mapping) else []
+        if held:  # they are what the function was sent to run, whatever else comes with them
+            return held, "inside"
         messages = input if isinstance(input, list) else self._nodes.messages_in(input)
-        if not messages and isinstance(input, Mapping):
-            held = [value for value in input.values() if _is_call(value)]
-            if held:
-                return held, "inside"
         if not messages:
             raise UnguardableGraphError(
                 f"tool node {self._node_name!r} got no messages and no tool calls, so the guard cannot see what it will run: "
@@ -84,20 +83,26 @@ class FunctionNode(RunnableCallable):
 
     def _only(self, input: Any, cleared: list[Any], calls: list[Any]) -> Any:
         """The input with the cleared calls only, as edited where a person edited them."""
-        if cleared == calls:
-            return input
         form = self._parse_input(input)[1]
         if form == "call":
-            return cleared[0]
+            return cleared[0] if cleared else input
         if form == "calls":
             return cleared
         if form == "inside":
-            return {key: cleared[0] if _is_call(value) else value for key, value in input.items()}
+            given = {key: _only_cleared(value, calls, cleared) for key, value in input.items()}
+            return self._with_messages(given, self._nodes.messages_in(input), cleared)
         messages = list(input if form == "messages" else self._nodes.messages_in(input))
+        return self._with_messages(input, messages, cleared)
+
+    def _with_messages(self, input: Any, messages: list[Any], cleared: list[Any]) -> Any:
+        """The input, its AI message with the cleared calls only: also where the others were answered before."""
         index = proposing(messages)
+        if index < 0 or messages[index].tool_calls == cleared:
+            return input
+        messages = list(messages)
         proposed: AIMessage = messages[index]
         messages[index] = proposed.model_copy(update={"tool_calls": cleared, "additional_kwargs": {}})
-        return messages if form == "messages" else _with(input, self._nodes.messages_key, messages)
+        return messages if isinstance(input, list) else _with(input, self._nodes.messages_key, messages)
 
     def _with_answers(self, output: Any, answers: list[ToolMessage]) -> Any:
         """What the function returned, and the answers to the calls that did not run."""
@@ -129,6 +134,23 @@ def _sorted(calls: list[Any], verdicts: Mapping[str, Mapping[str, Any]]) -> tupl
 
 def _is_call(value: Any) -> bool:
     return isinstance(value, Mapping) and {"name", "args", "id"} <= set(value)
+
+
+def _calls_in(value: Any) -> list[Any]:
+    """The calls that a value of a mapping is, or is a list of."""
+    if _is_call(value):
+        return [value]
+    return list(value) if isinstance(value, list) and value and all(map(_is_call, value)) else []
+
+
+def _only_cleared(value: Any, calls: list[Any], cleared: list[Any]) -> Any:
+    """A value of the input without the calls that do not run, and with the edited in their places."""
+    held = _calls_in(value)
+    if not held:
+        return value
+    ids = [call["id"] for call in held]
+    kept = [call for call in cleared if call["id"] in ids]
+    return (kept[0] if kept else None) if _is_call(value) else kept
 
 
 def _with(state: Any, key: str, value: Any) -> Any:

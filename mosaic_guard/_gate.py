@@ -160,7 +160,7 @@ class _GatedToolNode:
         if results is not None and (known := results.cache.get([results.key(input)])):
             return next(iter(known.values()))
         output = super()._func(input, config, runtime)  # type: ignore[misc]
-        if results is not None:
+        if results is not None and not _refuses(output):
             results.cache.set({results.key(input): (output, results.policy.ttl)})
         return output
 
@@ -172,7 +172,7 @@ class _GatedToolNode:
         if results is not None and (known := await results.cache.aget([results.key(input)])):
             return next(iter(known.values()))
         output = await super()._afunc(input, config, runtime)  # type: ignore[misc]
-        if results is not None:
+        if results is not None and not _refuses(output):
             await results.cache.aset({results.key(input): (output, results.policy.ttl)})
         return output
 
@@ -259,8 +259,10 @@ class _GatedToolNode:
             return None
         calls, _ = self._parse_input(input)  # type: ignore[attr-defined]
         clearances = self._mosaic_clearances(config)
-        verdicts = [(clearances.verdict(call) or {}).get("verdict") for call in calls]
-        return self._mosaic_results if set(verdicts) == {"act"} else None
+        found = [clearances.verdict(call) or {} for call in calls]
+        # What a person edited is not what the input says, which names the result.
+        plain = all(known.get("verdict") == "act" and "run" not in known for known in found)
+        return self._mosaic_results if found and plain else None
 
     def _mosaic_unjudged(self, input: Any, config: RunnableConfig) -> Command[Any] | None:
         """The way back to `plan`, if calls of a step that was not judged at all have come here."""
@@ -283,6 +285,15 @@ def _can_be_judged(request: Any) -> bool:
     """Whether a changed request can be judged as it is: for a tool of its own name, with arguments."""
     named = request.tool is None or request.tool.name == request.tool_call.get("name")
     return named and isinstance(request.tool_call.get("args"), Mapping)
+
+
+def _refuses(output: Any) -> bool:
+    """Whether a tool node's output holds a refusal: of a call that was changed behind the first gate."""
+    if isinstance(output, Mapping):
+        return any(map(_refuses, output.values()))
+    if isinstance(output, (list, tuple)):
+        return any(map(_refuses, output))
+    return isinstance(output, ToolMessage) and REFUSAL_MARK in output.additional_kwargs
 
 
 def _unchanged(request: Any) -> bool:

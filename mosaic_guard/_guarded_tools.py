@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,11 +38,13 @@ class _Conversation:
     Attributes:
         messages: The history, up to the AI message that proposes the calls.
         verdicts: `{"verdict", "reason"}` by digest of the call.
+        left: How many calls of a digest may still run by its verdict; one that is made again is judged again.
         lock: One step is judged once, whichever of its calls comes first.
     """
 
     messages: Sequence[BaseMessage]
     verdicts: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    left: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -118,40 +121,44 @@ class _Judging:
         """`{"verdict", "reason"}` of a call."""
         talk = _talk()
         with talk.lock:
-            if digest_of(call) not in talk.verdicts:
+            if not talk.left[digest_of(call)]:
                 waiting = self._step(talk, call)
                 plan = self.guard.plan(waiting.step, key=waiting.key)
                 self._keep(talk, waiting, plan, self.guard.check(waiting.step, plan, key=waiting.key))
-            return talk.verdicts[digest_of(call)]
+            return _spend(talk, call)
 
     async def averdict(self, call: Mapping[str, Any]) -> Mapping[str, str]:
         """`verdict` for event loops."""
         talk = _talk()
-        if digest_of(call) not in talk.verdicts:
+        if not talk.left[digest_of(call)]:
             # No lock across an await: two calls that come at once may both have the step judged.
             waiting = self._step(talk, call)
             plan = await self.guard.aplan(waiting.step, key=waiting.key)
             self._keep(talk, waiting, plan, await self.guard.acheck(waiting.step, plan, key=waiting.key))
-        return talk.verdicts[digest_of(call)]
+        return _spend(talk, call)
 
     def _step(self, talk: _Conversation, call: Mapping[str, Any]) -> Waiting:
         index = proposing(talk.messages)
         proposed: Any = talk.messages[index] if index >= 0 else None
         calls = list(proposed.tool_calls) if proposed is not None else []
         messages = list(talk.messages)
-        if all(digest_of(known) != digest_of(call) for known in calls):
+        if digest_of(call) in talk.verdicts or all(digest_of(known) != digest_of(call) for known in calls):
             calls = [dict(call)]
             messages.append(AIMessage("", tool_calls=[{**call, "type": "tool_call"}]))
         step = Step(messages, as_calls(calls), self.tools)
         return Waiting(messages, step, [["", None, calls]], [], f"tools-{digest_of(call)[:16]}", 0)
 
     def _keep(self, talk: _Conversation, waiting: Waiting, plan: Plan, judgement: Judgement) -> None:
+        known = frozenset(talk.verdicts) if len(waiting.step.calls) > 1 else frozenset()
         for call, decision in zip(waiting.step.calls, judgement.decisions, strict=True):
+            if call.digest in known:  # judged by another task at the same time: the first judgement stands
+                continue
             acts = decision.verdict == "act"
             reason = decision.reason or ("" if acts else "a person would have to decide")
             found = {"verdict": "act" if acts else "refuse", "reason": reason}
-            # A verdict stands: the first judgement of a step is the one that its calls run by.
-            talk.verdicts.setdefault(call.digest, found)
+            if talk.verdicts.get(call.digest, {}).get("verdict") != "refuse" or len(waiting.step.calls) == 1:
+                talk.verdicts[call.digest] = found
+            talk.left[call.digest] += 1
         if self.trace is not None:
             record = step_record(waiting, judgement, task=None, after=None, thread=None, logged=frozenset())
             self.trace.step({"guard": self.trace.header(self.guard.describe()), **record})
@@ -181,6 +188,13 @@ class _GuardedTool:
         given = tool_input if isinstance(tool_input, Mapping) else {"input": tool_input}
         written = {key: value for key, value in given.items() if key not in self.mosaic_injected}
         return {"id": call_id, "name": self.name, "args": written}  # type: ignore[attr-defined]
+
+
+def _spend(talk: _Conversation, call: Mapping[str, Any]) -> Mapping[str, str]:
+    """The verdict that one call runs by, once."""
+    digest = digest_of(call)
+    talk.left[digest] = max(talk.left[digest] - 1, 0)
+    return talk.verdicts[digest]
 
 
 def _refused(call: Mapping[str, Any], reason: str) -> Any:

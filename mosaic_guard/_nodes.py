@@ -29,6 +29,7 @@ from mosaic_guard._channel import (
     CHECKPOINTER,
     GUARD_CHANNEL,
     ROUTES_CHANNEL,
+    RUNTIME,
     Channel,
     channel_of,
     digest_of,
@@ -183,7 +184,12 @@ class GuardNodes:
         verdicts = channel["clearances"]["verdicts"]
         asked = {digest_of(call): call for _, _, calls in channel["go"] for call in calls}
         asked = {digest: call for digest, call in asked.items() if verdicts[digest]["verdict"] == "ask"}
-        shown = [({**call, **verdicts[d].get("run", {})}, verdicts[d]["reason"]) for d, call in asked.items()]
+        times = Counter(digest_of(call) for _, _, calls in channel["go"] for call in calls)
+        shown = []
+        for digest, call in asked.items():
+            reason = verdicts[digest]["reason"]
+            often = f" It would run {times[digest]} times." if times[digest] > 1 else ""
+            shown.append(({**call, **verdicts[digest].get("run", {})}, f"{reason}{often}".strip()))
         answers, error = None, None
         while answers is None:
             try:
@@ -201,7 +207,10 @@ class GuardNodes:
             routes: [tool node, `Send` payload or None] of each route that the task takes.
             config: The task's config.
         """
-        if config.get("configurable", {}).get(HOLDING) or any(name == END for name, _ in routes):
+        running = config.get("configurable", {})
+        if HOLDING in running or (self.events and RUNTIME not in running):
+            return False
+        if any(name == END or name in self.joined for name, _ in routes):
             return False
         messages = list(read(config, self.messages_key, fresh=True) or ())
         found = self._routes(messages, routes)
@@ -468,6 +477,7 @@ class GuardNodes:
             "logged": [message_digest(message) for message in waiting.messages] if self.trace else None,
             "edits": {},
             "open": None,
+            "bounced": None,
         }
 
     def _asks_instead(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement) -> Judgement:
