@@ -174,6 +174,7 @@ def guard_builder(
     """
     if GUARD_CHANNEL in builder.channels:
         raise UnguardableGraphError("this graph is guarded already")
+    named = [named] if isinstance(named, str) else named
     new = copy_builder(builder)
     replaced = _guard_inside(new, named, nested)
     found = _find_tool_nodes(new, named)
@@ -205,8 +206,7 @@ def _guard_inside(builder: GuardedStateGraph, named: Sequence[str], nested: Nest
     replaced = False
     own = [spec.runnable for spec in builder.nodes.values() if isinstance(spec.runnable, ToolNode)]
     for name, spec in builder.nodes.items():
-        judged = name == named or (not isinstance(named, str) and name in named)
-        inside = nested.inside(spec.runnable, f"node {name!r}", None if judged else own)
+        inside = nested.inside(spec.runnable, f"node {name!r}", None if name in named else own)
         if inside is not spec.runnable:
             builder.nodes[name] = replace(spec, runnable=inside)
             replaced = True
@@ -220,7 +220,7 @@ def _guard_inside(builder: GuardedStateGraph, named: Sequence[str], nested: Nest
 
 
 def _find_tool_nodes(builder: GuardedStateGraph, named: Sequence[str]) -> dict[str, Any]:
-    for name in [named] if isinstance(named, str) else named:
+    for name in named:
         if name not in builder.nodes:
             raise UnguardableGraphError(f"there is no node {name!r}: the graph's nodes are {_known(builder)}")
         if isinstance(builder.nodes[name].runnable, CompiledStateGraph):
@@ -230,7 +230,7 @@ def _find_tool_nodes(builder: GuardedStateGraph, named: Sequence[str]) -> dict[s
     return {
         name: spec.runnable
         for name, spec in builder.nodes.items()
-        if isinstance(spec.runnable, ToolNode) or name == named or (not isinstance(named, str) and name in named)
+        if isinstance(spec.runnable, ToolNode) or name in named
     }
 
 

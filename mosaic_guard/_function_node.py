@@ -6,7 +6,7 @@ It sees the cleared calls only. What it does with them nothing verifies: a funct
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, ToolMessage
@@ -45,19 +45,19 @@ class FunctionNode(RunnableCallable):
         calls, verdicts = self._verdicts(input, config)
         if calls and not verdicts and self._node_name not in self._nodes.joined:
             return send_back(self._nodes, self._node_name, input, config)
-        cleared, answers = _sorted(calls, verdicts)
-        if calls and not cleared:
+        runs, answers = _sorted(calls, verdicts)
+        if calls and not any(runs):
             return self._with_answers(None, answers)
-        return self._with_answers(self._inner.invoke(self._only(input, cleared, calls), config), answers)
+        return self._with_answers(self._inner.invoke(self._only(input, runs), config), answers)
 
     async def _arun(self, input: Any, config: RunnableConfig) -> Any:
         calls, verdicts = self._verdicts(input, config)
         if calls and not verdicts and self._node_name not in self._nodes.joined:
             return send_back(self._nodes, self._node_name, input, config)
-        cleared, answers = _sorted(calls, verdicts)
-        if calls and not cleared:
+        runs, answers = _sorted(calls, verdicts)
+        if calls and not any(runs):
             return self._with_answers(None, answers)
-        return self._with_answers(await self._inner.ainvoke(self._only(input, cleared, calls), config), answers)
+        return self._with_answers(await self._inner.ainvoke(self._only(input, runs), config), answers)
 
     def _parse_input(self, input: Any) -> tuple[list[Any], str]:
         """The tool calls of an input, and its form: `state`, `messages`, `calls`, `call` or `inside` (a key of a mapping)."""
@@ -81,15 +81,22 @@ class FunctionNode(RunnableCallable):
         calls, _ = self._parse_input(input)
         return calls, Clearances.of_task(config, self._nodes.messages_key, self._node_name).verdicts
 
-    def _only(self, input: Any, cleared: list[Any], calls: list[Any]) -> Any:
-        """The input with the cleared calls only, as edited where a person edited them."""
+    def _only(self, input: Any, runs: list[Any]) -> Any:
+        """The input with the cleared calls only, as edited where a person edited them.
+
+        Args:
+            input: The node's input.
+            runs: What runs in the place of each of its calls, in their order; None for nothing.
+        """
         form = self._parse_input(input)[1]
+        cleared = [call for call in runs if call is not None]
         if form == "call":
-            return cleared[0] if cleared else input
+            return cleared[0]
         if form == "calls":
             return cleared
         if form == "inside":
-            given = {key: _only_cleared(value, calls, cleared) for key, value in input.items()}
+            places = iter(runs)
+            given = {key: _in_its_place(value, places) for key, value in input.items()}
             return self._with_messages(given, self._nodes.messages_in(input), cleared)
         messages = list(input if form == "messages" else self._nodes.messages_in(input))
         return self._with_messages(input, messages, cleared)
@@ -121,15 +128,16 @@ class FunctionNode(RunnableCallable):
 
 
 def _sorted(calls: list[Any], verdicts: Mapping[str, Mapping[str, Any]]) -> tuple[list[Any], list[ToolMessage]]:
-    """The calls that run, and the answers to the others."""
-    cleared, answers = [], []
+    """What runs in the place of each call (None for nothing), and the answers to the calls that do not run."""
+    runs: list[Any] = []
+    answers = []
     for call in calls:
         found = verdicts.get(digest_of(call)) or {"verdict": "refuse", "reason": NOT_JUDGED}
-        if found["verdict"] == "act":
-            cleared.append({**call, **found.get("run", {})} if "run" in found else call)
-        else:
+        acts = found["verdict"] == "act"
+        runs.append({**call, **found.get("run", {})} if acts else None)
+        if not acts:
             answers.append(answer_message(call, found))
-    return cleared, answers
+    return runs, answers
 
 
 def _is_call(value: Any) -> bool:
@@ -143,14 +151,12 @@ def _calls_in(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) and value and all(map(_is_call, value)) else []
 
 
-def _only_cleared(value: Any, calls: list[Any], cleared: list[Any]) -> Any:
-    """A value of the input without the calls that do not run, and with the edited in their places."""
-    held = _calls_in(value)
-    if not held:
+def _in_its_place(value: Any, places: Iterator[Any]) -> Any:
+    """A value of the input with what runs in the place of each of its calls."""
+    runs = [next(places) for _ in _calls_in(value)]
+    if not runs:
         return value
-    ids = [call["id"] for call in held]
-    kept = [call for call in cleared if call["id"] in ids]
-    return (kept[0] if kept else None) if _is_call(value) else kept
+    return runs[0] if _is_call(value) else [call for call in runs if call is not None]
 
 
 def _with(state: Any, key: str, value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mosaic_guard._deadline import Deadline, GuardTimeoutError
 from mosaic_guard._decision import Decision, Source, Step, Verdict
+from mosaic_guard._digest import messages_digest
 from mosaic_guard._errors import GuardWarning
 from mosaic_guard._evidence import explain, gather_evidence
 from mosaic_guard._policy import Policy
@@ -26,7 +27,6 @@ from mosaic_guard._transcript import (
     Prompt,
     Turn,
     build_prompt,
-    messages_digest,
     step_end,
     summary_line,
 )

@@ -32,31 +32,30 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """As the unguarded graph; new input on an open step first closes it as cancelled."""
         if self._may_be_open(input, config):
-            answers = self._cancelled(self.get_state(self._latest(config)))
+            thread = ensure_config(self.config, config)
+            answers = self._cancelled(self.get_state(thread))
             if answers:
-                self.update_state(self._latest(config), answers, as_node=self._closer())
+                self.update_state(thread, answers, as_node=self._nodes.refuse_name)
         yield from super().stream(input, self._user_steps(config), **kwargs)
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """As the unguarded graph; new input on an open step first closes it as cancelled."""
         if self._may_be_open(input, config):
-            answers = self._cancelled(await self.aget_state(self._latest(config)))
+            thread = ensure_config(self.config, config)
+            answers = self._cancelled(await self.aget_state(thread))
             if answers:
-                await self.aupdate_state(self._latest(config), answers, as_node=self._closer())
+                await self.aupdate_state(thread, answers, as_node=self._nodes.refuse_name)
         async for chunk in super().astream(input, self._user_steps(config), **kwargs):
             yield chunk
+
+    @property
+    def _nodes(self) -> GuardNodes:
+        assert self.guard_nodes is not None
+        return self.guard_nodes
 
     def _user_steps(self, config: RunnableConfig | None) -> RunnableConfig:
         limit = ensure_config(self.config, config)["recursion_limit"]
         return {**(config or {}), "recursion_limit": UserSteps(limit)}
-
-    def _latest(self, config: RunnableConfig | None) -> RunnableConfig:
-        """The thread; a new input goes to the checkpoint that the config names, if it names one."""
-        return ensure_config(self.config, config)
-
-    def _closer(self) -> str:
-        assert self.guard_nodes is not None
-        return self.guard_nodes.refuse_name
 
     def _may_be_open(self, input: Any, config: RunnableConfig | None) -> bool:
         """Whether this is new input to a thread of its own whose last step may be open."""
@@ -68,8 +67,7 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
 
     def _cancelled(self, state: Any) -> dict[str, list[BaseMessage]] | None:
         """Answers to the open calls of a thread: what a finished task of the step returned, or that it was cancelled."""
-        nodes = self.guard_nodes
-        assert nodes is not None
+        nodes = self._nodes
         messages = nodes.messages_in(state.values)
         index = proposing(messages)
         after = messages[index + 1 :]

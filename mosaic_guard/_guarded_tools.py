@@ -22,7 +22,7 @@ from langgraph.prebuilt.tool_node import _get_all_injected_args
 from mosaic_guard._channel import digest_of, proposing, read
 from mosaic_guard._decision import Step
 from mosaic_guard._gate import refusal_message, subclass_of
-from mosaic_guard._guard import Guard, Judgement, Plan
+from mosaic_guard._guard import Guard, Judgement
 from mosaic_guard._trace import TraceWriter
 from mosaic_guard._waiting import Waiting, as_calls, step_record
 
@@ -124,7 +124,7 @@ class _Judging:
             if not talk.left[digest_of(call)]:
                 waiting = self._step(talk, call)
                 plan = self.guard.plan(waiting.step, key=waiting.key)
-                self._keep(talk, waiting, plan, self.guard.check(waiting.step, plan, key=waiting.key))
+                self._keep(talk, waiting, self.guard.check(waiting.step, plan, key=waiting.key))
             return _spend(talk, call)
 
     async def averdict(self, call: Mapping[str, Any]) -> Mapping[str, str]:
@@ -134,7 +134,7 @@ class _Judging:
             # No lock across an await: two calls that come at once may both have the step judged.
             waiting = self._step(talk, call)
             plan = await self.guard.aplan(waiting.step, key=waiting.key)
-            self._keep(talk, waiting, plan, await self.guard.acheck(waiting.step, plan, key=waiting.key))
+            self._keep(talk, waiting, await self.guard.acheck(waiting.step, plan, key=waiting.key))
         return _spend(talk, call)
 
     def _step(self, talk: _Conversation, call: Mapping[str, Any]) -> Waiting:
@@ -148,7 +148,7 @@ class _Judging:
         step = Step(messages, as_calls(calls), self.tools)
         return Waiting(messages, step, [["", None, calls]], [], f"tools-{digest_of(call)[:16]}", 0)
 
-    def _keep(self, talk: _Conversation, waiting: Waiting, plan: Plan, judgement: Judgement) -> None:
+    def _keep(self, talk: _Conversation, waiting: Waiting, judgement: Judgement) -> None:
         known = frozenset(talk.verdicts) if len(waiting.step.calls) > 1 else frozenset()
         for call, decision in zip(waiting.step.calls, judgement.decisions, strict=True):
             if call.digest in known:  # judged by another task at the same time: the first judgement stands

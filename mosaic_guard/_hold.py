@@ -21,13 +21,12 @@ from langgraph.config import get_stream_writer
 from langgraph.pregel import Pregel
 from langgraph.types import Overwrite
 
+from mosaic_guard._channel import TASK_ID
 from mosaic_guard._decision import Call, Decision
 from mosaic_guard._waiting import FINAL
 
 HOLDING = "__pregel_mosaic_hold"
 """Set in a run's config while its stream is held. langgraph drops keys with this prefix from what it shows of a config."""
-TASK = "__pregel_task_id"
-"""Set by langgraph in the config of a task, and so in that of a graph that runs as a node."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ class HoldsMessages(Pregel):  # type: ignore[type-arg]
         """The filter for a run; None where the user's modes show no tokens."""
         modes = kwargs.get("stream_mode")
         if modes is None:
-            modes = "values" if TASK in (config or {}).get("configurable", {}) else self.stream_mode
+            modes = "values" if TASK_ID in (config or {}).get("configurable", {}) else self.stream_mode
         if modes != "messages" and (isinstance(modes, str) or "messages" not in modes):
             return None
         return HeldStream(modes, bool(kwargs.get("subgraphs")), kwargs.get("version", "v1"), self._checks_answers())

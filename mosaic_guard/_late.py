@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
 from mosaic_guard._channel import GUARD_CHANNEL, HiddenChannel, digest_of, hidden_channel, proposing, read
-from mosaic_guard._transcript import messages_digest
+from mosaic_guard._digest import messages_digest
 
 Verdicts = Mapping[str, Mapping[str, str]]
 """`{"verdict", "reason"}` by digest of the call."""

@@ -38,6 +38,7 @@ from mosaic_guard._channel import (
     write,
 )
 from mosaic_guard._decision import Decision, Step
+from mosaic_guard._digest import message_digest
 from mosaic_guard._function_node import FunctionNode
 from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
 from mosaic_guard._guard import Guard, Judgement, Plan
@@ -45,7 +46,7 @@ from mosaic_guard._hold import HOLDING, announce
 from mosaic_guard._nested import Nested
 from mosaic_guard._recursion import grant_superstep
 from mosaic_guard._trace import TraceWriter
-from mosaic_guard._transcript import JudgedStep, message_digest
+from mosaic_guard._transcript import JudgedStep
 from mosaic_guard._waiting import (
     Waiting,
     as_authorised,
@@ -266,10 +267,6 @@ class GuardNodes:
         if channel["ending"]:
             answers.append(AIMessage(content=self._farewell(verdicts, channel["refusals"])))
         return {self.messages_key: answers}
-
-    def goes_on(self, config: RunnableConfig) -> bool:
-        """Whether the run goes on after `refuse`."""
-        return not (read(config, GUARD_CHANNEL, fresh=True) or {}).get("ending")
 
     def can_ask(self, config: RunnableConfig) -> str | None:
         """Why nobody can be asked in this run; None if somebody can."""

@@ -22,8 +22,7 @@ from langchain_core.tools import BaseTool
 from mosaic_guard._blocks import Blocks, clip, one_line, quoted, write_blocks
 from mosaic_guard._deadline import Deadline
 from mosaic_guard._decision import Call, Decision, Step, Verdict, canonical_json
-from mosaic_guard._digest import message_digest as message_digest  # noqa: PLC0414 - other rooms find both here
-from mosaic_guard._digest import messages_digest as messages_digest  # noqa: PLC0414
+from mosaic_guard._digest import messages_digest
 from mosaic_guard._evidence import CallEvidence, is_human, is_refusal, message_text, sentences, words_of
 
 Role = Literal["system", "user", "assistant"]

@@ -13,9 +13,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 
 from mosaic_guard._channel import Channel, proposing
 from mosaic_guard._decision import Call, Step
+from mosaic_guard._digest import message_digest, messages_digest
 from mosaic_guard._evidence import is_human, message_text
 from mosaic_guard._guard import Judgement
-from mosaic_guard._transcript import JudgedStep, message_digest, messages_digest, step_end
+from mosaic_guard._transcript import JudgedStep, step_end
 
 authority: ContextVar[tuple[str, ...] | None] = ContextVar("mosaic_guard_authority", default=None)
 """What people said in the thread whose tool is running: inside it, only these words are a human's."""
