@@ -23,7 +23,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
-from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, merge, read, write
+from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, merge, read, start, write, wrote
 from mosaic_guard._commands import lead_to_plan
 from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._gate import ResultCache
@@ -111,7 +111,7 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
         self._wired = True
         compiled: Any = super().compile(*args, **kwargs)
         if nodes is not None:
-            lead_to_plan(compiled, nodes.gates, nodes.plan_name)
+            lead_to_plan(compiled, nodes.gates.keys(), nodes.plan_name)
         for name in (nodes.plan_name, nodes.check_name) if nodes is not None else ():
             # Hidden tasks stay out of `updates`, `tasks` and `debug` streams, and out of interrupt_before="*".
             compiled.nodes[name].tags = [TAG_HIDDEN]
@@ -265,29 +265,38 @@ class _Rewriting:
     def _redirect_routes(self) -> None:
         """Every edge and branch into a tool node leads to `plan`; joins stay, for the gate sends their calls back."""
         builder = self.builder
-        sources = {source for source, _ in builder.edges} | set(builder.branches)
-        at_once = {source: self._at_once(source) for source in sources}
-        for source, named in builder.branches.items():
-            for name, branch in named.items():
-                named[name] = self._to_plan(branch, at_once[source])
-        for source, target in sorted(builder.edges):
-            if target in self.guarded:
-                builder.edges.discard((source, target))
-                builder.branches[source][f"to {target}"] = self._to_plan(_always(target), at_once[source])
+        for source in sorted({source for source, _ in builder.edges} | set(builder.branches)):
+            targets = sorted(target for start, target in builder.edges if start == source)
+            ways = {f"to {target}": _always(target) for target in targets}
+            drawn = dict(builder.branches.get(source, {}))
+            leading = {name: way for name, way in {**drawn, **ways}.items() if self._leads_in(way)}
+            spec = builder.nodes.get(source)
+            commands = not self.guarded.isdisjoint(spec.ends or ()) if spec is not None else False
+            if not leading and not commands:
+                continue
+            builder.edges -= {(source, target) for target in targets}
+            # A node's writes may hold a clearance if they are never replayed from a cache.
+            at_once = len(leading) == 1 and not commands and spec is not None and spec.cache_policy is None
+            # Those that lead in come first: what the others do depends on whether a tool node is taken.
+            others = {name: way for name, way in {**drawn, **ways}.items() if name not in leading}
+            builder.branches[source] = {
+                name: self._to_plan(way, at_once) for name, way in {**leading, **others}.items()
+            }
 
-    def _at_once(self, source: str) -> bool:
-        """Whether a step that the policy lets act may be cleared in the task that proposes it.
-
-        Only where that task has one way into tool nodes, and its writes are never replayed from a cache.
-        """
-        ways = [target for start, target in self.builder.edges if start == source and target in self.guarded]
-        branches = self.builder.branches.get(source, {}).values()
-        leading = [b for b in branches if b.ends is None or not self.guarded.isdisjoint(b.ends.values())]
-        spec = self.builder.nodes.get(source)
-        return len(ways) + len(leading) == 1 and spec is not None and spec.cache_policy is None
+    def _leads_in(self, way: BranchSpec) -> bool:
+        return way.ends is None or not self.guarded.isdisjoint(way.ends.values())
 
     def _to_plan(self, branch: BranchSpec, at_once: bool = False) -> BranchSpec:
-        """The branch, with its tool nodes recorded as routes and replaced by `plan`."""
+        """The branch, with its tool nodes recorded as routes and replaced by `plan`.
+
+        Its other targets are recorded with them and taken after the check, so that they run beside the tools, as drawn: a
+        message that they write does not come between a call and its result.
+
+        Args:
+            branch: The branch.
+            at_once: Whether a step that the policy lets act may be cleared in the task that proposes it: only where that
+                task has one way into tool nodes, and its writes are never replayed from a cache.
+        """
         path, ends = branch.path, branch.ends
         new_ends: dict[Hashable, str] | None = None
         if ends is not None:
@@ -298,24 +307,22 @@ class _Rewriting:
                 new_ends |= {end: end for end in ends.values() if end in self.nodes.gates}
 
         def redirect(result: Any, config: RunnableConfig) -> list[Any]:
+            targets: list[Any] = []
             routes: list[list[Any]] = []
-            kept: list[Any] = []
-            into: list[Any] = []
             for target in result if isinstance(result, (list, tuple)) else [result]:
                 sent = isinstance(target, Send)
                 node = target.node if sent else ends[target] if ends else target
-                if node in self.guarded:
-                    routes.append([node, target.arg if sent else None])
-                    into.append(target if sent else node)
-                else:
-                    kept.append(target if sent else node)
-            if routes and at_once and self.nodes.clear_at_once(routes, config):
-                return kept + into
-            if routes:
-                write(config, ROUTES_CHANNEL, routes)
-                # Not returned as a target: the branch's own path map need not name it (a Send needs no entry there).
-                write(config, f"branch:to:{self.nodes.plan_name}", None)
-            return kept
+                targets.append(target if sent else node)
+                routes.append([node, target.arg if sent else None])
+            into = [route for route in routes if route[0] in self.guarded]
+            if not into and not wrote(config, ROUTES_CHANNEL):
+                return targets
+            if into and at_once and self.nodes.clear_at_once(into, config):
+                return targets
+            write(config, ROUTES_CHANNEL, [route for route in routes if route in into or route[0] != END])
+            # Not returned as a target: the branch's own path map need not name it (a Send needs no entry there).
+            start(config, self.nodes.plan_name)
+            return []
 
         def func(value: Any, config: RunnableConfig) -> list[Any]:
             return redirect(path.invoke(value, config), config)

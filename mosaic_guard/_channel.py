@@ -21,7 +21,7 @@ from mosaic_guard._digest import messages_digest
 GUARD_CHANNEL = "__mosaic_guard__"
 ROUTES_CHANNEL = "__mosaic_guard_routes__"
 """Routes into tool nodes, for the superstep after they were taken: as short-lived as langgraph's own triggers. What drops
-those (new input, an edited state) drops the routes with them."""
+those (new input, an edited state) drops the routes with them. And the routes beside them, which wait for the same decision."""
 HIDDEN_CHANNELS = frozenset({GUARD_CHANNEL, ROUTES_CHANNEL})
 READ = "__pregel_read"
 """Where langgraph puts a task's state reader into its config; its own ToolNode reads the state by it."""
@@ -33,6 +33,8 @@ TASK_ID = "__pregel_task_id"
 """In the config of a graph that runs inside another one."""
 SEND = "__pregel_send"
 """Where langgraph puts a task's writer into its config; its own branches write by it."""
+TO = "branch:to:"
+"""What langgraph calls the channels that start a node."""
 
 
 Channel = Mapping[str, Any]
@@ -111,6 +113,17 @@ def read(config: RunnableConfig, key: str, *, fresh: bool = False) -> Any:
 def write(config: RunnableConfig, channel: str, update: Any) -> None:
     """Write to a channel from inside a task, without a return value that its callbacks would see."""
     config["configurable"][SEND]([(channel, update)])
+
+
+def start(config: RunnableConfig, node: str) -> None:
+    """Start a node in the next superstep, as an edge would."""
+    write(config, f"{TO}{node}", None)
+
+
+def wrote(config: RunnableConfig, channel: str) -> bool:
+    """Whether the running task itself has written to a channel."""
+    arguments: Sequence[Any] = getattr(config.get("configurable", {}).get(READ), "args", ())
+    return len(arguments) > 3 and any(name == channel for name, _ in arguments[3].writes)
 
 
 def proposing(messages: Sequence[BaseMessage]) -> int:

@@ -5,21 +5,20 @@ The gate would send such calls back as well, but only after the tool node has sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any
 
 from langgraph.pregel._write import ChannelWrite, ChannelWriteTupleEntry
 from langgraph.types import Send
 
-from mosaic_guard._channel import ROUTES_CHANNEL
+from mosaic_guard._channel import ROUTES_CHANNEL, TO
 
 Writes = Sequence[tuple[str, Any]]
-TO = "branch:to:"
-"""What langgraph calls the channels that start a node."""
 
 
-def lead_to_plan(compiled: Any, tool_nodes: Collection[str], plan: str) -> None:
+def lead_to_plan(compiled: Any, tool_nodes: AbstractSet[str], plan: str) -> None:
     """Change what the nodes of a compiled graph write when they return a command.
 
     Args:
@@ -39,16 +38,18 @@ def lead_to_plan(compiled: Any, tool_nodes: Collection[str], plan: str) -> None:
 
 
 def _redirected(
-    mapper: Callable[[Any], Writes | None], tool_nodes: Collection[str], plan: str, value: Any
+    mapper: Callable[[Any], Writes | None], tool_nodes: AbstractSet[str], plan: str, value: Any
 ) -> Writes | None:
     writes = mapper(value)
     routes: list[list[Any]] = []
     kept: list[tuple[str, Any]] = []
     for channel, update in writes or ():
-        if isinstance(update, Send) and update.node in tool_nodes:
+        if isinstance(update, Send):
             routes.append([update.node, update.arg])
-        elif channel.startswith(TO) and channel.removeprefix(TO) in tool_nodes:
+        elif channel.startswith(TO):
             routes.append([channel.removeprefix(TO), None])
         else:
             kept.append((channel, update))
-    return [*kept, (ROUTES_CHANNEL, routes), (f"{TO}{plan}", None)] if routes else writes
+    if tool_nodes.isdisjoint(name for name, _ in routes):
+        return writes
+    return [*kept, (ROUTES_CHANNEL, routes), (f"{TO}{plan}", None)]

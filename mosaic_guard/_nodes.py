@@ -35,6 +35,7 @@ from mosaic_guard._channel import (
     digest_of,
     position,
     read,
+    start,
     write,
 )
 from mosaic_guard._decision import Decision, Step
@@ -234,15 +235,19 @@ class GuardNodes:
         verdicts = [found["verdict"] for found in channel["clearances"]["verdicts"].values()]
         if "ask" in verdicts:
             return [self.ask_name]
-        names = {route[0] for route in channel["go"]}
-        if verdicts and "act" not in verdicts and (channel["ending"] or not names <= self.joined):
-            return [self.refuse_name]
         messages = self.messages_in(state)
         kept = still_begins_with(messages, channel["seen"])
         if kept and any(isinstance(message, ToolMessage) for message in messages[channel["seen"][0] :]):
             # The step has run: langgraph takes an edit of its results for one by `check`, and would take the routes again.
             return []
-        return [self._leave(messages, kept, *route) for route in channel["go"]]
+        for name, payload in channel["beside"]:
+            if payload is None:
+                start(config, name)
+        beside: list[str | Send] = [Send(*route) for route in channel["beside"] if route[1] is not None]
+        names = {route[0] for route in channel["go"]}
+        if verdicts and "act" not in verdicts and (channel["ending"] or not names <= self.joined):
+            return [self.refuse_name, *beside]
+        return [*beside, *(self._leave(messages, kept, *route) for route in channel["go"])]
 
     def _leave(self, messages: list[Any], kept: bool, name: str, payload: Any, calls: list[Any]) -> str | Send:
         """The way into a tool node: as recorded, or with the calls themselves if a parallel branch has written since.
@@ -307,12 +312,17 @@ class GuardNodes:
         messages = self.messages_in(state)
         channel = channel_of(config)
         edits = channel.get("edits") or {}
-        waiting = read(config, ROUTES_CHANNEL)
-        if edits and not waiting and channel["clearances"]["step"] == position(messages):
-            routes = channel["go"]
-        else:
-            edits, routes = {}, self._routes(messages, waiting)
-        return self._open(messages, routes, config, edits)
+        taken: list[list[Any]] = read(config, ROUTES_CHANNEL) or []
+        if edits and not taken and channel["clearances"]["step"] == position(messages):
+            return replace(self._open(messages, channel["go"], config, edits), beside=channel["beside"])
+        routes = self._routes(messages, [route for route in taken if self._judges(route[0])])
+        return replace(
+            self._open(messages, routes, config), beside=[route for route in taken if not self._judges(route[0])]
+        )
+
+    def _judges(self, name: str) -> bool:
+        """Whether a route to a node has to pass the guard: into a tool node, or to the end with a final answer."""
+        return name in self.gates or name == END
 
     def _open(
         self,
@@ -370,7 +380,7 @@ class GuardNodes:
                 for name, payload, calls in routes
             ]
         waiting = self._waiting(messages, routes, history, opened["trajectory"], opened["number"], edits)
-        return waiting, Plan.from_dict(opened["plan"]) if same else None
+        return replace(waiting, beside=opened["beside"]), Plan.from_dict(opened["plan"]) if same else None
 
     def _waiting(
         self,
@@ -410,6 +420,7 @@ class GuardNodes:
             )
         opened = {
             "routes": waiting.routes,
+            "beside": list(waiting.beside),
             "seen": waiting.seen,
             "known": bool(waiting.history),
             "trajectory": waiting.trajectory,
@@ -423,6 +434,7 @@ class GuardNodes:
         """A route was taken without calls to judge: the tool node runs none."""
         return {
             "go": waiting.routes,
+            "beside": list(waiting.beside),
             "seen": waiting.seen,
             "clearances": self._clearances(waiting, {}),
             "ending": False,
@@ -462,6 +474,7 @@ class GuardNodes:
         announce(config, waiting.step.calls, judgement.decisions)
         return {
             "go": waiting.routes,
+            "beside": list(waiting.beside),
             "seen": waiting.seen,
             "clearances": self._clearances(waiting, _settled(verdicts, ending)),
             "ending": ending,

@@ -34,6 +34,7 @@ class Waiting:
         trajectory: Its id.
         number: The step's number in it.
         edits: Calls that a person changed, by digest of the call as proposed: only these are judged.
+        beside: [node, `Send` payload or None] of the routes to other nodes, which are taken with those into tool nodes.
     """
 
     messages: Sequence[BaseMessage]
@@ -43,6 +44,7 @@ class Waiting:
     trajectory: str
     number: int
     edits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    beside: Sequence[Sequence[Any]] = ()
 
     @property
     def key(self) -> str:
