@@ -16,24 +16,21 @@ def table(results: Results, repeats: int, steps: int) -> Table:
         steps: Steps per thread.
     """
     drawn = Table(title=f"Wiring only, {steps} steps a thread, medians of {repeats} threads", title_justify="left")
-    for header in ("agent", "calls", "checkpoints"):
-        drawn.add_column(header)
-    drawn.add_column("variant", no_wrap=True)
+    drawn.add_column("", no_wrap=True)
     for header in ("ms / step", "× unguarded", f"last {EDGE} / first {EDGE}", "KiB / step"):
         drawn.add_column(header, justify="right")
     missing = {}
     for setting, variants in results.items():
         plain = variants["unguarded"]
+        calls = "1 call" if setting.calls == 1 else f"{setting.calls} calls"
+        drawn.add_row(f"[bold]{setting.agent}, {calls}, {setting.store}[/]")
         for name, found in variants.items():
-            start = (setting.agent, str(setting.calls), setting.store, name)
             if found.missing:
                 missing[name] = found.missing
-                drawn.add_row(*start, "not installed")
+                drawn.add_row(name, "not installed")
                 continue
             size = f"{sorted(found.kib)[len(found.kib) // 2]:.1f}" if found.kib else ""
-            drawn.add_row(
-                *start, f"{found.median * 1000:.2f}", f"{found.ratio(plain):.2f}", f"{found.growth:.2f}", size
-            )
+            drawn.add_row(name, f"{found.median * 1000:.2f}", f"{found.ratio(plain):.2f}", f"{found.growth:.2f}", size)
         drawn.add_section()
     notes = [versions(), *(f"{name}: {why}" for name, why in missing.items())]
     drawn.caption, drawn.caption_justify = "\n".join(notes), "left"
