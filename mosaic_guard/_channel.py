@@ -12,11 +12,12 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.channels.base import BaseChannel
 from langgraph.channels.binop import BinaryOperatorAggregate
 from langgraph.errors import EmptyChannelError
 
 from mosaic_guard._decision import call_digest
-from mosaic_guard._digest import messages_digest
+from mosaic_guard._digest import digest_of_digests, message_digest
 
 GUARD_CHANNEL = "__mosaic_guard__"
 ROUTES_CHANNEL = "__mosaic_guard_routes__"
@@ -82,13 +83,18 @@ class HiddenChannel(BinaryOperatorAggregate[dict[str, Any]]):
         return self.value
 
 
-def hidden_channel(config: RunnableConfig, key: str) -> HiddenChannel | None:
-    """The channel of a key as the running task sees it, if it is a hidden one.
+def _task_view(config: RunnableConfig) -> tuple[Mapping[str, BaseChannel[Any, Any, Any]], Sequence[tuple[str, Any]]]:
+    """The channels as the running task sees them, and what it has written itself.
 
     langgraph's own ToolNode finds the channels in the same place.
     """
     arguments: Sequence[Any] = getattr(config.get("configurable", {}).get(READ), "args", ())
-    channel = arguments[1].get(key) if len(arguments) > 1 else None
+    return (arguments[1], arguments[3].writes) if len(arguments) > 3 else ({}, ())
+
+
+def hidden_channel(config: RunnableConfig, key: str) -> HiddenChannel | None:
+    """The channel of a key as the running task sees it, if it is a hidden one."""
+    channel = _task_view(config)[0].get(key)
     return channel if isinstance(channel, HiddenChannel) else None
 
 
@@ -100,14 +106,21 @@ def read(config: RunnableConfig, key: str, *, fresh: bool = False) -> Any:
         key: A state key.
         fresh: Whether the task's own writes so far count.
     """
-    reader = config.get("configurable", {}).get(READ)
-    if reader is None:
+    channels, writes = _task_view(config)
+    channel = channels.get(key)
+    if channel is None:
         return None
-    hidden = hidden_channel(config, key)
-    if hidden is not None:
-        own = [value for name, value in reader.args[3].writes if name == key] if fresh else []
-        return functools.reduce(merge, own, hidden.value)
-    return reader([key], fresh).get(key)
+    # Not by langgraph's reader: it copies every channel of the graph to read one.
+    own = [value for name, value in writes if name == key] if fresh else []
+    if isinstance(channel, HiddenChannel):
+        return functools.reduce(merge, own, channel.value)
+    if own:
+        channel = channel.copy()
+        channel.update(own)
+    try:
+        return channel.get()
+    except EmptyChannelError:
+        return None
 
 
 def write(config: RunnableConfig, channel: str, update: Any) -> None:
@@ -122,8 +135,7 @@ def start(config: RunnableConfig, node: str) -> None:
 
 def wrote(config: RunnableConfig, channel: str) -> bool:
     """Whether the running task itself has written to a channel."""
-    arguments: Sequence[Any] = getattr(config.get("configurable", {}).get(READ), "args", ())
-    return len(arguments) > 3 and any(name == channel for name, _ in arguments[3].writes)
+    return any(name == channel for name, _ in _task_view(config)[1])
 
 
 def proposing(messages: Sequence[BaseMessage]) -> int:
@@ -135,16 +147,21 @@ def proposing(messages: Sequence[BaseMessage]) -> int:
     return -1
 
 
-def position(messages: Sequence[BaseMessage]) -> str:
+def position(messages: Sequence[BaseMessage], digests: Sequence[str] | None = None) -> str:
     """Names a step by its place in the history.
 
     That is: all that was said up to the message that proposes its calls, and how many tool results came after it. Call ids
     and even message ids repeat in the wild. Other messages that come later (a parallel branch's) do not matter.
+
+    Args:
+        messages: The history.
+        digests: Of its messages, where they are known.
     """
     index = proposing(messages)
     answered = sum(isinstance(message, ToolMessage) for message in messages[index + 1 :])
     last = messages[index].id if index >= 0 else None
-    return f"{messages_digest(messages[: index + 1])}:{last}:{answered}"
+    known = list(map(message_digest, messages[: index + 1])) if digests is None else digests[: index + 1]
+    return f"{digest_of_digests(known)}:{last}:{answered}"
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,16 @@ def _forget(known: dict[int, Any], key: int, _: weakref.ref[BaseMessage]) -> Non
 
 def messages_digest(messages: Iterable[BaseMessage]) -> str:
     """SHA-256 over the digests of the messages, hexadecimal."""
-    return hashlib.sha256("".join(map(message_digest, messages)).encode()).hexdigest()
+    return digest_of_digests(map(message_digest, messages))
+
+
+def digest_of_digests(digests: Iterable[str]) -> str:
+    """`messages_digest`, of messages whose digests are known."""
+    # In small parts: for a large one hashlib gives up the interpreter's lock, and waits to get it back.
+    whole = hashlib.sha256()
+    for digest in digests:
+        whole.update(digest.encode())
+    return whole.hexdigest()
 
 
 def plain_message_digest(message: BaseMessage) -> str:

@@ -39,7 +39,6 @@ from mosaic_guard._channel import (
     write,
 )
 from mosaic_guard._decision import Decision, Step
-from mosaic_guard._digest import message_digest
 from mosaic_guard._function_node import FunctionNode
 from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
 from mosaic_guard._guard import Guard, Judgement, Plan
@@ -484,7 +483,7 @@ class GuardNodes:
             "trajectory": waiting.trajectory,
             "step": waiting.number + 1,
             "at": waiting.at,
-            "logged": [message_digest(message) for message in waiting.messages] if self.trace else None,
+            "logged": waiting.digests if self.trace else None,
             "edits": {},
             "open": None,
             "bounced": None,
@@ -535,7 +534,7 @@ class GuardNodes:
 
     def _clearances(self, waiting: Waiting, verdicts: dict[str, Any]) -> dict[str, Any]:
         nodes = sorted({name for name, _, _ in waiting.routes})
-        return {"step": position(waiting.messages), "nodes": nodes, "verdicts": verdicts}
+        return {"step": waiting.position, "nodes": nodes, "verdicts": verdicts}
 
     def _log(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement, *, fresh: bool = False) -> None:
         if self.trace is None:

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, messages_to_dict
 
-from mosaic_guard._channel import Channel, proposing
+from mosaic_guard._channel import Channel, position, proposing
 from mosaic_guard._decision import Call, Step
-from mosaic_guard._digest import message_digest, messages_digest
+from mosaic_guard._digest import digest_of_digests, message_digest, messages_digest
 from mosaic_guard._evidence import is_human, message_text
 from mosaic_guard._guard import Judgement
 from mosaic_guard._transcript import JudgedStep, step_end
@@ -57,14 +57,24 @@ class Waiting:
         return [call for _, _, calls in self.routes for call in calls]
 
     @cached_property
+    def digests(self) -> list[str]:
+        """Of each message."""
+        return list(map(message_digest, self.messages))
+
+    @property
+    def position(self) -> str:
+        """Names the step by its place in the history."""
+        return position(self.messages, self.digests)
+
+    @cached_property
     def seen(self) -> list[Any]:
         """The history that it is judged with: number of messages and their digest."""
-        return [len(self.messages), messages_digest(self.messages)]
+        return [len(self.messages), digest_of_digests(self.digests)]
 
     @cached_property
     def at(self) -> str:
         """Names the step in its trace: a digest of all that was said up to it, and of what a person changed."""
-        said = messages_digest(self.messages[: step_end(self.messages)])
+        said = digest_of_digests(self.digests[: step_end(self.messages)])
         return f"{said}:{','.join(sorted(self.edits))}" if self.edits else said
 
 
@@ -166,7 +176,9 @@ def step_record(
         "after": after,
         "segment": judged.segment if judged else last,
         "thread": thread,
-        "messages": messages_to_dict([m for m in waiting.messages if message_digest(m) not in logged]),
+        "messages": messages_to_dict(
+            [m for m, d in zip(waiting.messages, waiting.digests, strict=True) if d not in logged]
+        ),
         "calls": [call.to_dict() for call in waiting.step.calls],
         "decisions": [decision.to_dict() for decision in judgement.decisions],
         "think": judgement.think,
