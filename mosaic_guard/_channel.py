@@ -136,10 +136,17 @@ def position(messages: Sequence[BaseMessage]) -> str:
 
 @dataclass(frozen=True)
 class Clearances:
-    """The verdicts of one step, by digest of id, name and arguments."""
+    """The verdicts of one step, by digest of id, name and arguments.
+
+    Attributes:
+        step: The place in the history.
+        verdicts: `{"verdict", "reason"}` of each judged call.
+        holds: Whether the step was judged here; without verdicts: no calls were found in it.
+    """
 
     step: str
     verdicts: Mapping[str, Mapping[str, str]]
+    holds: bool = False
 
     @classmethod
     def of_task(cls, config: RunnableConfig, messages_key: str, node: str) -> Clearances:
@@ -155,7 +162,7 @@ class Clearances:
         here = position(read(config, messages_key) or ())
         issued = (read(config, GUARD_CHANNEL) or {}).get("clearances") or {}
         holds = issued.get("step") == here and node in issued.get("nodes", ())
-        return cls(here, issued["verdicts"] if holds else {})
+        return cls(here, issued["verdicts"] if holds else {}, holds)
 
     def verdict(self, call: Mapping[str, Any]) -> Mapping[str, str] | None:
         """`{"verdict", "reason"}` of a tool call; None where it was not judged."""

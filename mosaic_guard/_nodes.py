@@ -259,9 +259,16 @@ class GuardNodes:
         channel = channel_of(config)
         verdicts = channel["clearances"]["verdicts"]
         answers: list[AnyMessage] = []
+        # Several tool nodes may read the same calls: each is answered as often as the agent has proposed it.
+        left = Counter(map(digest_of, open_calls(self.messages_in(state))))
+        proposed = set(left)
         for name, call in ((name, call) for name, _, calls in channel["go"] for call in calls):
             if name == END:  # the answer's own id: what was refused is replaced
                 return {self.messages_key: [AIMessage(WITHHELD, id=call["id"])]}
+            digest = digest_of(call)
+            left[digest] -= 1
+            if digest in proposed and left[digest] < 0:
+                continue
             found = verdicts.get(digest_of(call)) or {"verdict": "refuse", "reason": "it was not judged"}
             answers.append(answer_message(call, found))
         if channel["ending"]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -121,6 +122,16 @@ def people_said(messages: Sequence[BaseMessage]) -> tuple[str, ...]:
     said = authority.get()
     own = tuple(message_text(m) for m in messages if is_human(m))
     return own if said is None else said
+
+
+@contextmanager
+def speaking_for(messages: Sequence[BaseMessage]) -> Iterator[None]:
+    """While a tool runs: inside it only the words that people said in these messages are a human's."""
+    token = authority.set(people_said(messages))
+    try:
+        yield
+    finally:
+        authority.reset(token)
 
 
 def humans(messages: Sequence[Any]) -> int:

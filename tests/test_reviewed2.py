@@ -1,0 +1,189 @@
+"""What a second review found, each as the smallest real graph that shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.graph import END, START, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.types import Send
+from scripted_agents import Scripted, State, assert_valid, calls, make_tools
+
+from mosaic_guard import Guard, ScriptedGuardModel, guarded_graph
+
+ASK: Any = {"messages": [HumanMessage("go")]}
+STEP = calls(("look", {"x": 1}), ("pay", {"x": 2}))
+DONE = AIMessage("done")
+THREAD: Any = {"configurable": {"thread_id": "1"}}
+
+
+def refuse_pay(step: Any) -> list[str]:
+    return ["refuse" if call.name == "pay" else "act" for call in step.calls]
+
+
+def guard(decide: Any = "act", **options: Any) -> Guard:
+    return Guard(ScriptedGuardModel(decide), **options)
+
+
+def says(*script: Any) -> Any:
+    """An agent node that says these messages in turn."""
+    model = Scripted(script=list(script))
+    return lambda state: {"messages": [model.invoke(state["messages"])]}
+
+
+def react(log: list[Any], *script: Any, tools: Any = None, **options: Any) -> Any:
+    """The usual loop of an agent and its tools."""
+    builder = StateGraph(State)
+    builder.add_node("agent", says(*script))
+    builder.add_node("tools", ToolNode(tools or make_tools(log)))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", tools_condition)
+    builder.add_edge("tools", "agent")
+    return builder.compile(**options)
+
+
+def proposed(state: Any) -> AIMessage:
+    return next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
+
+
+def runner(log: list[Any], names: Any = ("look", "pay"), pick: Any = None) -> Any:
+    """A function tool node that runs the calls that `pick` finds in its input; others' calls it leaves alone."""
+    by_name = {t.name: t for t in make_tools(log, names)}
+
+    def run(given: Any) -> Any:
+        found = pick(given) if pick else proposed(given).tool_calls
+        return {"messages": [by_name[call["name"]].invoke(call) for call in found if call and call["name"] in by_name]}
+
+    return run
+
+
+def beside(log: list[Any], pick: Any, *, schema: Any = State, update: Any = None, send: Any = None) -> Any:
+    """A graph whose function tool node finds its calls by `pick`; `send` makes a payload for each call."""
+    builder = StateGraph(schema)
+    builder.add_node("agent", lambda state: (update or (lambda said: {"messages": [said]}))(STEP))
+    builder.add_node("run", runner(log, pick=pick))
+    builder.add_edge(START, "agent")
+    if send is None:
+        builder.add_edge("agent", "run")
+    else:
+        builder.add_conditional_edges(
+            "agent", lambda state: [Send("run", send(state, call)) for call in proposed(state).tool_calls], ["run"]
+        )
+    builder.add_edge("run", END)
+    return builder.compile()
+
+
+class WithMore(State):
+    more: Any
+
+
+@dataclass
+class Job:
+    call: Any
+    messages: Any = ()
+
+
+BLOCKS = AIMessage(
+    [{"type": "tool_use", "id": c["id"], "name": c["name"], "input": c["args"]} for c in STEP.tool_calls],
+    tool_calls=STEP.tool_calls,
+)
+
+
+def of_blocks(state: Any) -> list[Any]:
+    return [{**block, "args": block["input"], "type": "tool_call"} for block in proposed(state).content]
+
+
+PLACES: dict[str, Any] = {
+    "deep in what is sent": ((lambda p: [p["job"]["call"]]), {"send": lambda s, c: {**s, "job": {"call": c}}}),
+    "in a dataclass that is sent": ((lambda p: [p.call]), {"send": lambda s, c: Job(c, s["messages"])}),
+    "in another copy of the message": (
+        (lambda s: s["more"].tool_calls),
+        {"schema": WithMore, "update": lambda said: {"messages": [said], "more": said}},
+    ),
+    "in another key": (
+        (lambda s: s["more"]["calls"]),
+        {"schema": WithMore, "update": lambda said: {"messages": [said], "more": {"calls": said.tool_calls}}},
+    ),
+    "in the content of the message": (of_blocks, {"update": lambda said: {"messages": [BLOCKS]}}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_function_finds_a_refused_call_nowhere_in_its_input(place: str) -> None:
+    pick, options = PLACES[place]
+    for decide, ran in ((refuse_pay, [("look", 1)]), ("act", [("look", 1), ("pay", 2)])):
+        log: list[Any] = []
+        out = guarded_graph(beside(log, pick, **options), guard=guard(decide), tool_nodes=["run"]).invoke(ASK)
+        assert log == ran
+        assert_valid(out["messages"])
+
+
+@pytest.mark.parametrize("decide", ["refuse", refuse_pay, "act"])
+def test_two_functions_that_read_the_same_calls_answer_each_once(decide: Any) -> None:
+    log: list[Any] = []
+    builder = StateGraph(State)
+    builder.add_node("agent", says(STEP, DONE))
+    builder.add_node("first", runner(log, ("look",)))
+    builder.add_node("second", runner(log, ("pay",)))
+    builder.add_edge(START, "agent")
+    for name in ("first", "second"):
+        builder.add_edge("agent", name)
+        builder.add_edge(name, END)
+    out = guarded_graph(builder.compile(), guard=guard(decide), tool_nodes=["first", "second"]).invoke(ASK)
+    assert_valid(out["messages"])
+
+
+@pytest.mark.parametrize("decide", ["refuse", refuse_pay, "act"])
+def test_a_function_that_is_sent_a_calls_id_answers_each_once(decide: Any) -> None:
+    log: list[Any] = []
+
+    def pick(state: Any) -> list[Any]:
+        return [call for call in proposed(state).tool_calls if call["id"] == state["wanted"]]
+
+    graph = beside(log, pick, send=lambda state, call: {**state, "wanted": call["id"]})
+    out = guarded_graph(graph, guard=guard(decide), tool_nodes=["run"]).invoke(ASK)
+    assert_valid(out["messages"])
+
+
+def test_a_call_that_the_state_remembers_is_not_the_one_that_is_judged() -> None:
+    log: list[Any] = []
+    earlier = {"name": "pay", "args": {"x": 9}, "id": "earlier", "type": "tool_call"}
+    graph = guarded_graph(beside(log, None, schema=WithMore), guard=guard(), tool_nodes=["run"])
+    out = graph.invoke({**ASK, "more": earlier})
+    assert log == [("look", 1), ("pay", 2)]
+    assert_valid(out["messages"])
+
+
+@pytest.mark.parametrize("decide", ["refuse", "act"])
+def test_calls_that_no_message_proposes_are_judged_and_do_not_go_round_for_ever(decide: str) -> None:
+    log: list[Any] = []
+    graph = beside(
+        log,
+        lambda state: state["more"]["calls"],
+        schema=WithMore,
+        update=lambda said: {"more": {"calls": said.tool_calls}},
+    )
+    guarded = guarded_graph(graph, guard=guard(decide), tool_nodes=["run"])
+    for seen, _ in enumerate(guarded.stream(ASK, stream_mode="debug")):
+        assert seen < 60, "the tool node sends its calls back for ever"
+    assert log == ([("look", 1), ("pay", 2)] if decide == "act" else [])
+
+
+def test_a_tool_node_that_reads_its_calls_from_elsewhere_does_not_go_round_for_ever() -> None:
+    class Elsewhere(ToolNode):
+        def _parse_input(self, input: Any) -> Any:
+            return (input["more"] if isinstance(input, dict) else input), "dict"
+
+    log: list[Any] = []
+    builder = StateGraph(WithMore)
+    builder.add_node("agent", lambda state: {"more": STEP.tool_calls})
+    builder.add_node("tools", Elsewhere(make_tools(log)))
+    builder.add_edge(START, "agent")
+    builder.add_edge("agent", "tools")
+    builder.add_edge("tools", END)
+    for seen, _ in enumerate(guarded_graph(builder.compile(), guard=guard()).stream(ASK, stream_mode="debug")):
+        assert seen < 60, "the tool node sends its calls back for ever"
+    assert log == [], "what `plan` cannot see was not judged"
