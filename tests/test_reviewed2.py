@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import InjectedToolArg, tool
 from langgraph.graph import END, START, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Send
 from scripted_agents import Scripted, State, assert_valid, calls, make_tools
 
-from mosaic_guard import Guard, ScriptedGuardModel, guarded_graph
+from mosaic_guard import Guard, ScriptedGuardModel, conversation, guard_tools, guarded_graph
+from mosaic_guard._evidence import is_human
 
 ASK: Any = {"messages": [HumanMessage("go")]}
 STEP = calls(("look", {"x": 1}), ("pay", {"x": 2}))
@@ -187,3 +189,70 @@ def test_a_tool_node_that_reads_its_calls_from_elsewhere_does_not_go_round_for_e
     for seen, _ in enumerate(guarded_graph(builder.compile(), guard=guard()).stream(ASK, stream_mode="debug")):
         assert seen < 60, "the tool node sends its calls back for ever"
     assert log == [], "what `plan` cannot see was not judged"
+
+
+def hears(seen: list[Any]) -> Any:
+    """A `decide` that notes what people have said, as the guard reads it."""
+
+    def decide(step: Any) -> list[str]:
+        seen.append([m.text for m in step.messages if is_human(m)])
+        return ["act"] * len(step.calls)
+
+    return decide
+
+
+def subagent(log: list[Any]) -> Any:
+    return react(log, calls(("pay", {"x": 3})), DONE)
+
+
+async def test_inside_a_function_node_the_calling_agents_words_are_not_a_humans() -> None:
+    for run_async in (False, True):
+        seen: list[Any] = []
+        inner = subagent([])
+        builder = StateGraph(State)
+
+        def delegate(state: Any, inner: Any = inner) -> Any:
+            said = inner.invoke({"messages": [HumanMessage("the agent's own words")]})["messages"][-1].text
+            return {"messages": [ToolMessage(said, tool_call_id=proposed(state).tool_calls[0]["id"])]}
+
+        builder.add_node("agent", says(calls(("delegate", {"x": 1})), DONE))
+        builder.add_node("delegate", delegate)
+        builder.add_edge(START, "agent")
+        builder.add_edge("agent", "delegate")
+        builder.add_edge("delegate", END)
+        graph = guarded_graph(builder.compile(), guard=guard(hears(seen)), tool_nodes=["delegate"])
+        await graph.ainvoke(ASK) if run_async else graph.invoke(ASK)
+        assert seen == [["go"], ["go"]]
+
+
+async def test_inside_a_guarded_tool_the_calling_agents_words_are_not_a_humans() -> None:
+    for run_async in (False, True):
+        seen: list[Any] = []
+        own = guard(hears(seen))
+        inner = guarded_graph(subagent([]), guard=own)
+
+        @tool
+        def delegate(x: int, inner: Annotated[Any, InjectedToolArg] = inner) -> str:
+            """Delegate."""
+            return str(inner.invoke({"messages": [HumanMessage("the agent's own words")]})["messages"][-1].text)
+
+        (guarded,) = guard_tools([delegate], guard=own)
+        with conversation("go"):
+            await guarded.ainvoke({"x": 1}) if run_async else guarded.invoke({"x": 1})
+        assert seen == [["go"], ["go"]]
+
+
+def test_a_guarded_tool_of_a_subagent_does_not_take_the_calling_agent_for_a_human() -> None:
+    """The subagent itself is not guarded, nor can be found: it is built in the tool's body."""
+    seen: list[Any] = []
+    log: list[Any] = []
+    (pay,) = guard_tools(make_tools(log, ["pay"]), guard=guard(hears(seen)))
+
+    @tool
+    def delegate(x: int) -> str:
+        """Delegate."""
+        inner = react(log, calls(("pay", {"x": 3})), DONE, tools=[pay])
+        return str(inner.invoke({"messages": [HumanMessage("the agent's own words")]})["messages"][-1].text)
+
+    guarded_graph(react(log, calls(("delegate", {"x": 1})), DONE, tools=[delegate]), guard=guard()).invoke(ASK)
+    assert seen == [["go"]]
