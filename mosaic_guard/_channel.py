@@ -31,6 +31,8 @@ RUNTIME = "__pregel_runtime"
 """Where langgraph puts a task's runtime, its stream writer included; an edit of the state has none."""
 TASK_ID = "__pregel_task_id"
 """In the config of a graph that runs inside another one."""
+OUTER_WRITTEN = "__pregel_mosaic_written"
+"""In the config of a graph that runs inside another one: ids of the human messages that the outer graph's tools wrote."""
 SEND = "__pregel_send"
 """Where langgraph puts a task's writer into its config; its own branches write by it."""
 
@@ -44,9 +46,17 @@ def channel_of(config: RunnableConfig) -> Channel:
     return read(config, GUARD_CHANNEL) or {}
 
 
+WRITTEN = "written"
+"""In the guard's channel: ids of the human messages that tools wrote."""
+
+
 def merge(current: dict[str, Any] | None, update: dict[str, Any] | None) -> dict[str, Any]:
-    """Reducer of the guard's channel: keys overwrite."""
-    return {**(current or {}), **(update or {})}
+    """Reducer of the guard's channel: keys overwrite, except for what parallel tools add to one list."""
+    current, update = current or {}, update or {}
+    merged = {**current, **update}
+    if WRITTEN in current and WRITTEN in update:
+        merged[WRITTEN] = list(dict.fromkeys([*current[WRITTEN], *update[WRITTEN]]))
+    return merged
 
 
 class HiddenChannel(BinaryOperatorAggregate[dict[str, Any]]):
@@ -91,7 +101,7 @@ def hidden_channel(config: RunnableConfig, key: str) -> HiddenChannel | None:
 
 
 def read(config: RunnableConfig, key: str, *, fresh: bool = False) -> Any:
-    """The value of a state key as the running task sees it; None outside a graph or before its first write.
+    """The value of a state key as the running task sees it; None outside a graph, for no such key, or before its first write.
 
     Args:
         config: The task's config.
@@ -105,7 +115,14 @@ def read(config: RunnableConfig, key: str, *, fresh: bool = False) -> Any:
     if hidden is not None:
         own = [value for name, value in reader.args[3].writes if name == key] if fresh else []
         return functools.reduce(merge, own, hidden.value)
-    return reader([key], fresh).get(key)
+    channels: Any = getattr(reader, "args", (None, {key}))[1]
+    return reader([key], fresh).get(key) if key in channels else None
+
+
+def written_in(config: RunnableConfig) -> tuple[str, ...]:
+    """Ids of the human messages that tools wrote, of the running task's graph and of those around it."""
+    outer = config.get("configurable", {}).get(OUTER_WRITTEN, ())
+    return (*outer, *channel_of(config).get(WRITTEN, ()))
 
 
 def write(config: RunnableConfig, channel: str, update: Any) -> None:

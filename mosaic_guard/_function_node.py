@@ -52,8 +52,9 @@ class FunctionNode(RunnableCallable):
             return bounced
         if runs and not any(run for _, run in runs):
             return self._with_answers(None, answers)
-        with speaking_for(self._messages(config)):
-            return self._with_answers(self._inner.invoke(self._only(input, runs, config), config), answers)
+        with speaking_for(self._nodes.authorised(self._messages(config), config)):
+            output = self._inner.invoke(self._only(input, runs, config), config)
+        return self._with_answers(self._nodes.note_written(output, config), answers)
 
     async def _arun(self, input: Any, config: RunnableConfig) -> Any:
         runs, answers, bounced = self._judged(input, config)
@@ -61,8 +62,9 @@ class FunctionNode(RunnableCallable):
             return bounced
         if runs and not any(run for _, run in runs):
             return self._with_answers(None, answers)
-        with speaking_for(self._messages(config)):
-            return self._with_answers(await self._inner.ainvoke(self._only(input, runs, config), config), answers)
+        with speaking_for(self._nodes.authorised(self._messages(config), config)):
+            output = await self._inner.ainvoke(self._only(input, runs, config), config)
+        return self._with_answers(self._nodes.note_written(output, config), answers)
 
     def _judged(self, input: Any, config: RunnableConfig) -> tuple[Runs, list[ToolMessage], Command[Any] | None]:
         """What runs, the answers to the calls that do not, and the way back to `plan` where nothing was judged."""

@@ -158,11 +158,11 @@ class _GatedToolNode:
             return bounced
         results = self._mosaic_cache_for(input, config)
         if results is not None and (known := results.cache.get([results.key(input)])):
-            return next(iter(known.values()))
+            return self._mosaic_nodes.note_written(next(iter(known.values())), config)
         output = super()._func(input, config, runtime)  # type: ignore[misc]
         if results is not None and not _refuses(output):
             results.cache.set({results.key(input): (output, results.policy.ttl)})
-        return output
+        return self._mosaic_nodes.note_written(output, config)
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         bounced = self._mosaic_unjudged(input, config)
@@ -170,11 +170,11 @@ class _GatedToolNode:
             return bounced
         results = self._mosaic_cache_for(input, config)
         if results is not None and (known := await results.cache.aget([results.key(input)])):
-            return next(iter(known.values()))
+            return self._mosaic_nodes.note_written(next(iter(known.values())), config)
         output = await super()._afunc(input, config, runtime)  # type: ignore[misc]
         if results is not None and not _refuses(output):
             await results.cache.aset({results.key(input): (output, results.policy.ttl)})
-        return output
+        return self._mosaic_nodes.note_written(output, config)
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         found = self._mosaic_verdict(call, tool_runtime.config)
@@ -232,7 +232,8 @@ class _GatedToolNode:
         return request if inside is tool else request.override(tool=inside)
 
     def _mosaic_authority(self, config: RunnableConfig) -> AbstractContextManager[None]:
-        return speaking_for(read(config, self._messages_key) or ())
+        messages = read(config, self._messages_key) or ()
+        return speaking_for(self._mosaic_nodes.authorised(messages, config))
 
     def _extract_state(self, input: Any, config: RunnableConfig) -> Any:
         state = super()._extract_state(input, config)  # type: ignore[misc]
