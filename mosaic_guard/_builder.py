@@ -176,6 +176,7 @@ def guard_builder(
         raise UnguardableGraphError("this graph is guarded already")
     named = [named] if isinstance(named, str) else named
     new = copy_builder(builder)
+    nested.know(builder.nodes)
     replaced = _guard_inside(new, named, nested)
     found = _find_tool_nodes(new, named)
     if not found:

@@ -32,6 +32,8 @@ RUNTIME = "__pregel_runtime"
 """Where langgraph puts a task's runtime, its stream writer included; an edit of the state has none."""
 TASK_ID = "__pregel_task_id"
 """In the config of a graph that runs inside another one."""
+OUTER_WRITTEN = "__pregel_mosaic_written"
+"""In the config of a graph that runs inside another one: ids of the human messages that the outer graph's tools wrote."""
 SEND = "__pregel_send"
 """Where langgraph puts a task's writer into its config; its own branches write by it."""
 TO = "branch:to:"
@@ -47,9 +49,17 @@ def channel_of(config: RunnableConfig) -> Channel:
     return read(config, GUARD_CHANNEL) or {}
 
 
+WRITTEN = "written"
+"""In the guard's channel: ids of the human messages that tools wrote."""
+
+
 def merge(current: dict[str, Any] | None, update: dict[str, Any] | None) -> dict[str, Any]:
-    """Reducer of the guard's channel: keys overwrite."""
-    return {**(current or {}), **(update or {})}
+    """Reducer of the guard's channel: keys overwrite, except for what parallel tools add to one list."""
+    current, update = current or {}, update or {}
+    merged = {**current, **update}
+    if WRITTEN in current and WRITTEN in update:
+        merged[WRITTEN] = list(dict.fromkeys([*current[WRITTEN], *update[WRITTEN]]))
+    return merged
 
 
 class HiddenChannel(BinaryOperatorAggregate[dict[str, Any]]):
@@ -99,7 +109,7 @@ def hidden_channel(config: RunnableConfig, key: str) -> HiddenChannel | None:
 
 
 def read(config: RunnableConfig, key: str, *, fresh: bool = False) -> Any:
-    """The value of a state key as the running task sees it; None outside a graph or before its first write.
+    """The value of a state key as the running task sees it; None outside a graph, for no such key, or before its first write.
 
     Args:
         config: The task's config.
@@ -121,6 +131,12 @@ def read(config: RunnableConfig, key: str, *, fresh: bool = False) -> Any:
         return channel.get()
     except EmptyChannelError:
         return None
+
+
+def written_in(config: RunnableConfig) -> tuple[str, ...]:
+    """Ids of the human messages that tools wrote, of the running task's graph and of those around it."""
+    outer = config.get("configurable", {}).get(OUTER_WRITTEN, ())
+    return (*outer, *channel_of(config).get(WRITTEN, ()))
 
 
 def write(config: RunnableConfig, channel: str, update: Any) -> None:
@@ -166,10 +182,17 @@ def position(messages: Sequence[BaseMessage], digests: Sequence[str] | None = No
 
 @dataclass(frozen=True)
 class Clearances:
-    """The verdicts of one step, by digest of id, name and arguments."""
+    """The verdicts of one step, by digest of id, name and arguments.
+
+    Attributes:
+        step: The place in the history.
+        verdicts: `{"verdict", "reason"}` of each judged call.
+        holds: Whether the step was judged here; without verdicts: no calls were found in it.
+    """
 
     step: str
     verdicts: Mapping[str, Mapping[str, str]]
+    holds: bool = False
 
     @classmethod
     def of_task(cls, config: RunnableConfig, messages_key: str, node: str) -> Clearances:
@@ -185,7 +208,7 @@ class Clearances:
         here = position(read(config, messages_key) or ())
         issued = (read(config, GUARD_CHANNEL) or {}).get("clearances") or {}
         holds = issued.get("step") == here and node in issued.get("nodes", ())
-        return cls(here, issued["verdicts"] if holds else {})
+        return cls(here, issued["verdicts"] if holds else {}, holds)
 
     def verdict(self, call: Mapping[str, Any]) -> Mapping[str, str] | None:
         """`{"verdict", "reason"}` of a tool call; None where it was not judged."""

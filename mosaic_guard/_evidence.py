@@ -99,8 +99,11 @@ def message_text(message: BaseMessage) -> str:
 
 
 def is_human(message: BaseMessage) -> bool:
-    """Whether a message is a human's own words: LangChain's summaries are human messages that a model wrote."""
-    return isinstance(message, HumanMessage) and message.additional_kwargs.get("lc_source") != "summarization"
+    """Whether a message is a human's own words.
+
+    Libraries write human messages too, and say so under `lc_source`: summaries, a grader's findings, the text of a file.
+    """
+    return isinstance(message, HumanMessage) and not message.additional_kwargs.get("lc_source")
 
 
 def is_refusal(message: BaseMessage) -> bool:

@@ -8,7 +8,7 @@ arguments as the model wrote them, before state, store or runtime are injected.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +25,7 @@ from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL
 from mosaic_guard._decision import canonical_json
 from mosaic_guard._evidence import REFUSAL_MARK
 from mosaic_guard._recursion import grant_superstep
-from mosaic_guard._waiting import authority, people_said
+from mosaic_guard._waiting import speaking_for
 
 if TYPE_CHECKING:
     from mosaic_guard._nodes import GuardNodes
@@ -158,11 +158,11 @@ class _GatedToolNode:
             return bounced
         results = self._mosaic_cache_for(input, config)
         if results is not None and (known := results.cache.get([results.key(input)])):
-            return next(iter(known.values()))
+            return self._mosaic_nodes.note_written(next(iter(known.values())), config)
         output = super()._func(input, config, runtime)  # type: ignore[misc]
         if results is not None and not _refuses(output):
             results.cache.set({results.key(input): (output, results.policy.ttl)})
-        return output
+        return self._mosaic_nodes.note_written(output, config)
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         bounced = self._mosaic_unjudged(input, config)
@@ -170,11 +170,11 @@ class _GatedToolNode:
             return bounced
         results = self._mosaic_cache_for(input, config)
         if results is not None and (known := await results.cache.aget([results.key(input)])):
-            return next(iter(known.values()))
+            return self._mosaic_nodes.note_written(next(iter(known.values())), config)
         output = await super()._afunc(input, config, runtime)  # type: ignore[misc]
         if results is not None and not _refuses(output):
             await results.cache.aset({results.key(input): (output, results.policy.ttl)})
-        return output
+        return self._mosaic_nodes.note_written(output, config)
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         found = self._mosaic_verdict(call, tool_runtime.config)
@@ -231,13 +231,9 @@ class _GatedToolNode:
         inside = self._mosaic_nodes.nested.inside(tool, f"tool {tool.name!r}")
         return request if inside is tool else request.override(tool=inside)
 
-    @contextmanager
-    def _mosaic_authority(self, config: RunnableConfig) -> Iterator[None]:
-        token = authority.set(people_said(read(config, self._messages_key) or ()))
-        try:
-            yield
-        finally:
-            authority.reset(token)
+    def _mosaic_authority(self, config: RunnableConfig) -> AbstractContextManager[None]:
+        messages = read(config, self._messages_key) or ()
+        return speaking_for(self._mosaic_nodes.authorised(messages, config))
 
     def _extract_state(self, input: Any, config: RunnableConfig) -> Any:
         state = super()._extract_state(input, config)  # type: ignore[misc]
@@ -266,17 +262,33 @@ class _GatedToolNode:
 
     def _mosaic_unjudged(self, input: Any, config: RunnableConfig) -> Command[Any] | None:
         """The way back to `plan`, if calls of a step that was not judged at all have come here."""
-        if self._mosaic_clearances(config).verdicts or self._mosaic_name in self._mosaic_nodes.joined:
+        # Where `plan` has found no calls that this node does, it would find none again: they are refused here.
+        if self._mosaic_clearances(config).holds or self._mosaic_name in self._mosaic_nodes.joined:
             return None
         calls, _ = self._parse_input(input)  # type: ignore[attr-defined]
         return send_back(self._mosaic_nodes, self._mosaic_name, input, config) if calls else None
 
 
-def send_back(nodes: GuardNodes, name: str, input: Any, config: RunnableConfig) -> Command[Any]:
-    """From a tool node to `plan`, with the route that led there."""
+def was_sent(config: RunnableConfig) -> bool:
+    """Whether a task was started by a `Send`, with a payload of its own."""
+    return bool((config.get("metadata") or {}).get("langgraph_path", ("",))[0] == "__pregel_push")
+
+
+def send_back(
+    nodes: GuardNodes, name: str, input: Any, config: RunnableConfig, *, payload: bool | None = None
+) -> Command[Any]:
+    """From a tool node to `plan`, with the route that led there.
+
+    Args:
+        nodes: The guard's nodes.
+        name: The tool node's name.
+        input: Its input.
+        config: The task's config.
+        payload: Whether the input goes along, as a `Send` would have it. Default: whether it was sent.
+    """
     grant_superstep(config)
-    sent = (config.get("metadata") or {}).get("langgraph_path", ("",))[0] == "__pregel_push"
-    write(config, ROUTES_CHANNEL, [[name, input if sent else None]])
+    goes_along = was_sent(config) if payload is None else payload
+    write(config, ROUTES_CHANNEL, [[name, input if goes_along else None]])
     write(config, GUARD_CHANNEL, {"bounced": name})
     return Command(goto=nodes.plan_name)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph._internal._config import ensure_config
+from langgraph._internal._config import ensure_config, patch_configurable
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
 
-from mosaic_guard._channel import CHECKPOINTER, TASK_ID, proposing
+from mosaic_guard._channel import CHECKPOINTER, OUTER_WRITTEN, TASK_ID, proposing, written_in
 from mosaic_guard._recursion import UserSteps
 
 if TYPE_CHECKING:
@@ -54,8 +54,11 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         return self.guard_nodes
 
     def _user_steps(self, config: RunnableConfig | None) -> RunnableConfig:
-        limit = ensure_config(self.config, config)["recursion_limit"]
-        return {**(config or {}), "recursion_limit": UserSteps(limit)}
+        """The config of a run: its limit counts the user's steps; inside a graph it is told what that one's tools wrote."""
+        full = ensure_config(self.config, config)
+        given: RunnableConfig = {**(config or {}), "recursion_limit": UserSteps(full["recursion_limit"])}
+        written = written_in(full) if TASK_ID in full.get("configurable", {}) else ()
+        return patch_configurable(given, {OUTER_WRITTEN: written}) if written else given
 
     def _may_be_open(self, input: Any, config: RunnableConfig | None) -> bool:
         """Whether this is new input to a thread of its own whose last step may be open."""

@@ -24,7 +24,7 @@ from mosaic_guard._decision import Step
 from mosaic_guard._gate import refusal_message, subclass_of
 from mosaic_guard._guard import Guard, Judgement
 from mosaic_guard._trace import TraceWriter
-from mosaic_guard._waiting import Waiting, as_calls, step_record
+from mosaic_guard._waiting import Waiting, as_authorised, as_calls, speaking_for, step_record
 
 
 class RefusedCallError(ToolException):
@@ -175,14 +175,16 @@ class _GuardedTool:
         found = self.mosaic_judging.verdict(call)
         if found["verdict"] != "act":
             return _refused(call, found["reason"])
-        return super().run(tool_input, *args, **kwargs)  # type: ignore[misc]
+        with speaking_for(_talk().messages):
+            return super().run(tool_input, *args, **kwargs)  # type: ignore[misc]
 
     async def arun(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
         call = self._mosaic_call(tool_input, kwargs.get("tool_call_id"))
         found = await self.mosaic_judging.averdict(call)
         if found["verdict"] != "act":
             return _refused(call, found["reason"])
-        return await super().arun(tool_input, *args, **kwargs)  # type: ignore[misc]
+        with speaking_for(_talk().messages):
+            return await super().arun(tool_input, *args, **kwargs)  # type: ignore[misc]
 
     def _mosaic_call(self, tool_input: Any, call_id: str | None) -> dict[str, Any]:
         given = tool_input if isinstance(tool_input, Mapping) else {"input": tool_input}
@@ -213,4 +215,4 @@ def _talk() -> _Conversation:
     except RuntimeError:  # outside a graph
         return _Conversation(())
     messages = read(config, "messages")
-    return _Conversation(list(messages) if isinstance(messages, (list, tuple)) else ())
+    return _Conversation(as_authorised(list(messages)) if isinstance(messages, (list, tuple)) else ())

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import threading
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from typing import Any
 
@@ -35,6 +36,8 @@ class Nested:
 
     def __init__(self, guard: GuardGraph) -> None:
         self._guard = guard
+        self.agents: set[str] = set()
+        """Names of nodes and graphs: a human message that bears one was written by an agent."""
         # Objects are kept alive with their replacement: an id alone could be reused.
         self._done: dict[int, tuple[Any, Any]] = {}
         self._under_way: dict[int, _Later] = {}
@@ -54,6 +57,10 @@ class Nested:
         finally:
             del self._under_way[id(graph)]
         return later.graph
+
+    def know(self, names: Iterable[str]) -> None:
+        """Remember the names of a graph's nodes, but for those that speak for a person."""
+        self.agents |= {name for name in names if not re.search("human|user", name, re.IGNORECASE)}
 
     def inside(self, value: Any, where: str, own: Collection[Any] | None = ()) -> Any:
         """The value itself if it holds no graph with tools, else a copy in which each is guarded.

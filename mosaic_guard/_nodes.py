@@ -30,6 +30,7 @@ from mosaic_guard._channel import (
     GUARD_CHANNEL,
     ROUTES_CHANNEL,
     RUNTIME,
+    WRITTEN,
     Channel,
     channel_of,
     digest_of,
@@ -37,6 +38,7 @@ from mosaic_guard._channel import (
     read,
     start,
     write,
+    written_in,
 )
 from mosaic_guard._decision import Decision, Step
 from mosaic_guard._function_node import FunctionNode
@@ -59,6 +61,7 @@ from mosaic_guard._waiting import (
     step_record,
     still_begins_with,
 )
+from mosaic_guard._written import with_ids
 
 State = Any
 """A graph's state in whichever form its schema has."""
@@ -263,9 +266,16 @@ class GuardNodes:
         channel = channel_of(config)
         verdicts = channel["clearances"]["verdicts"]
         answers: list[AnyMessage] = []
+        # Several tool nodes may read the same calls: each is answered as often as the agent has proposed it.
+        left = Counter(map(digest_of, open_calls(self.messages_in(state))))
+        proposed = set(left)
         for name, call in ((name, call) for name, _, calls in channel["go"] for call in calls):
             if name == END:  # the answer's own id: what was refused is replaced
                 return {self.messages_key: [AIMessage(WITHHELD, id=call["id"])]}
+            digest = digest_of(call)
+            left[digest] -= 1
+            if digest in proposed and left[digest] < 0:
+                continue
             found = verdicts.get(digest_of(call)) or {"verdict": "refuse", "reason": "it was not judged"}
             answers.append(answer_message(call, found))
         if channel["ending"]:
@@ -293,11 +303,23 @@ class GuardNodes:
         found = state.get(self.messages_key) if isinstance(state, Mapping) else getattr(state, self.messages_key, None)
         return list(found or ())
 
+    def authorised(self, messages: Sequence[Any], config: RunnableConfig) -> Sequence[Any]:
+        """A history as the guard may read it: what tools and other agents wrote is no human's word."""
+        agents = self.nested.agents if self.nested is not None else ()
+        return as_authorised(messages, written_in(config), agents)
+
+    def note_written(self, output: Any, config: RunnableConfig) -> Any:
+        """What a tool node returns; the human messages in it are remembered as written by tools."""
+        output, ids = with_ids(output, self.messages_key, read(config, self.messages_key) or ())
+        if ids:
+            write(config, GUARD_CHANNEL, {WRITTEN: ids})
+        return output
+
     def _changed(self, call: Mapping[str, Any], config: RunnableConfig) -> Waiting:
         messages = list(read(config, self.messages_key) or ())
         # Of its own trajectory, so that the log of the step that proposed it stays what was judged.
         parent = str(channel_of(config).get("trajectory") or uuid.uuid4())
-        return self._waiting(messages, [["", None, [call]]], [], f"{parent}/changed-{digest_of(call)[:12]}", 0)
+        return self._waiting(config, messages, [["", None, [call]]], [], f"{parent}/changed-{digest_of(call)[:12]}", 0)
 
     def _again(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement) -> Mapping[str, str]:
         self._log(config, waiting, judgement, fresh=True)
@@ -338,7 +360,7 @@ class GuardNodes:
         known = channel.get("trajectory") in (None, trajectory)
         history = _history(channel) if known else []
         number = channel.get("step", 0) if known else 0
-        return self._waiting(messages, routes, history, trajectory, number, edits)
+        return self._waiting(config, messages, routes, history, trajectory, number, edits)
 
     def _routes(self, messages: list[Any], waiting: Sequence[Sequence[Any]] | None) -> list[list[Any]]:
         """The routes that were taken; where none was recorded (nodes placed by hand), those that the calls ask for."""
@@ -378,11 +400,12 @@ class GuardNodes:
                 [name, payload, self._read_calls(name, {self.messages_key: messages}) if payload is None else calls]
                 for name, payload, calls in routes
             ]
-        waiting = self._waiting(messages, routes, history, opened["trajectory"], opened["number"], edits)
+        waiting = self._waiting(config, messages, routes, history, opened["trajectory"], opened["number"], edits)
         return replace(waiting, beside=opened["beside"]), Plan.from_dict(opened["plan"]) if same else None
 
     def _waiting(
         self,
+        config: RunnableConfig,
         messages: list[Any],
         routes: list[list[Any]],
         history: list[JudgedStep],
@@ -394,7 +417,7 @@ class GuardNodes:
         if edits:  # the others are settled; calls that are alike are one
             alike = {digest_of(call): call for call in calls}
             calls = [{**alike[digest], **edit} for digest, edit in edits.items()]
-        step = Step(as_authorised(messages), as_calls(calls), self.tools)
+        step = Step(self.authorised(messages, config), as_calls(calls), self.tools)
         return Waiting(messages, step, routes, history, trajectory, number, edits or {})
 
     def _read_calls(self, name: str, source: Any) -> list[Any]:

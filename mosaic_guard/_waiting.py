@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -113,12 +114,20 @@ def still_begins_with(messages: Sequence[Any], seen: Sequence[Any]) -> bool:
     return bool(messages_digest(messages[: seen[0]]) == seen[1])
 
 
-def as_authorised(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
-    """The history as a guard may read it.
+def as_authorised(
+    messages: Sequence[BaseMessage], written: Collection[str] = (), agents: Collection[str] = ()
+) -> Sequence[BaseMessage]:
+    """The history as a guard may read it: only what people said is a human message.
 
     Inside a tool (a subagent's run), what looks like a human message was written by the agent that called the tool: what
     people said in the outer thread comes first, and only their words stay theirs.
+
+    Args:
+        messages: The history.
+        written: Ids of human messages that tools wrote: results, like anything that a tool returns.
+        agents: Names that human messages of other agents bear: the names of the graph's nodes.
     """
+    messages = [_as_written(m, written, agents) if isinstance(m, HumanMessage) else m for m in messages]
     said = authority.get()
     if said is None:
         return messages
@@ -128,11 +137,27 @@ def as_authorised(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
     ]
 
 
+def _as_written(message: HumanMessage, written: Collection[str], agents: Collection[str]) -> BaseMessage:
+    if message.id in written:
+        return ToolMessage(message_text(message), tool_call_id="", id=message.id)
+    return AIMessage(message_text(message), id=message.id) if message.name in agents else message
+
+
 def people_said(messages: Sequence[BaseMessage]) -> tuple[str, ...]:
     """The words of people in a history, as `as_authorised` reads it."""
     said = authority.get()
     own = tuple(message_text(m) for m in messages if is_human(m))
     return own if said is None else said
+
+
+@contextmanager
+def speaking_for(messages: Sequence[BaseMessage]) -> Iterator[None]:
+    """While a tool runs: inside it only the words that people said in these messages are a human's."""
+    token = authority.set(people_said(messages))
+    try:
+        yield
+    finally:
+        authority.reset(token)
 
 
 def humans(messages: Sequence[Any]) -> int:
