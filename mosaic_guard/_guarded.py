@@ -48,6 +48,14 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         async for chunk in super().astream(input, self._user_steps(config), **kwargs):
             yield chunk
 
+    def _infer_as_node(self, versions_seen: dict[str, Any]) -> str | None:
+        """Whose edit of the state it is, where nobody says so: as without the guard, the agent's whose calls wait.
+
+        Its routes are then taken anew from what the edit has left. From `check` the recorded ones would be, old calls included.
+        """
+        own = self.guard_nodes.names[:-1] if self.guard_nodes is not None else ()
+        return super()._infer_as_node({name: seen for name, seen in versions_seen.items() if name not in own})
+
     @property
     def _nodes(self) -> GuardNodes:
         assert self.guard_nodes is not None

@@ -120,7 +120,8 @@ def as_authorised(
     """The history as a guard may read it: only what people said is a human message.
 
     Inside a tool (a subagent's run), what looks like a human message was written by the agent that called the tool: what
-    people said in the outer thread comes first, and only their words stay theirs.
+    people said in the outer thread comes first, and only their words stay theirs. A history that holds all these words
+    (the outer thread's own, as a wrapper of its tools rewrites a call) gets none of them twice.
 
     Args:
         messages: The history.
@@ -131,7 +132,8 @@ def as_authorised(
     said = authority.get()
     if said is None:
         return messages
-    outer: list[BaseMessage] = [HumanMessage(text) for text in said]
+    theirs = tuple(text for m in messages if is_human(m) and (text := message_text(m)) in said)
+    outer: list[BaseMessage] = [HumanMessage(text) for text in said] if theirs != said else []
     return outer + [
         AIMessage(message_text(m), id=m.id) if is_human(m) and message_text(m) not in said else m for m in messages
     ]

@@ -277,3 +277,17 @@ async def test_a_tool_nodes_cache_sits_inside_the_gate() -> None:
             said.append(answers(out["messages"])[0].status)
         assert log == [("look", "a")]
         assert said == ["success", "success", "error"]
+
+
+def test_a_call_that_is_judged_again_is_judged_in_the_history_as_it_is() -> None:
+    seen: list[list[str]] = []
+
+    def decide(step: Any) -> str:
+        seen.append([message.text for message in step.messages])
+        return "act"
+
+    log: list[Any] = []
+    agent = create_agent(Scripted(script=[STEP, DONE]), make_tools(log), middleware=[Rewrites("args")])
+    guarded_graph(agent, guard=Guard(ScriptedGuardModel(decide))).invoke(ASK)
+    assert log == [("look", "evil")]
+    assert seen == [["look at a", ""], ["look at a", ""]]

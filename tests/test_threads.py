@@ -47,11 +47,19 @@ def test_a_call_that_new_input_gave_up_never_runs(saver: Any) -> None:
     assert "cancelled" in out["messages"][2].text
 
 
-def test_a_call_that_a_human_edited_before_the_plan_runs_as_edited_only(saver: Any) -> None:
+@pytest.mark.parametrize("stop", ["plan", "check", "ask", "tools"])
+@pytest.mark.parametrize("kind", ["create_agent", "condition", "send"])
+def test_a_call_that_a_human_edited_before_it_ran_runs_as_edited_only(kind: str, stop: str, saver: Any) -> None:
     log: list[Any] = []
-    agent = create_agent(Scripted(script=[calls(("pay", {"x": "evil"})), DONE]), make_tools(log), checkpointer=saver)
-    graph = guarded_graph(agent, guard=allow())
-    graph.invoke({"messages": [HumanMessage("pay")]}, THREAD, interrupt_after=["model"])
+    model, tools = Scripted(script=[calls(("pay", {"x": "evil"})), DONE]), make_tools(log)
+    agent: Any = create_agent(model, tools, checkpointer=saver)
+    if kind != "create_agent":
+        agent = hand_written(model, ToolNode(tools), kind, checkpointer=saver)
+    asks = Guard(
+        ScriptedGuardModel(lambda step: [0.3 if step.calls[0].args["x"] == "evil" else 0.0]), ask_threshold=0.2
+    )
+    graph = guarded_graph(agent, guard=asks if stop == "ask" else allow())
+    graph.invoke({"messages": [HumanMessage("pay")]}, THREAD, interrupt_before=[stop])
     proposal = graph.get_state(THREAD).values["messages"][-1]
     edited = proposal.model_copy(update={"tool_calls": [{**proposal.tool_calls[0], "args": {"x": "good"}}]})
     graph.update_state(THREAD, {"messages": [edited]})
