@@ -161,7 +161,8 @@ class _Judging:
             talk.left[call.digest] += 1
         if self.trace is not None:
             record = step_record(waiting, judgement, task=None, after=None, thread=None, logged=frozenset())
-            self.trace.step({"guard": self.trace.header(self.guard.describe()), **record})
+            named = {"guard": self.trace.header(self.guard.describe()), "tools": self.trace.tools(waiting.step.tools)}
+            self.trace.step({**named, **record})
 
 
 class _GuardedTool:

@@ -571,7 +571,8 @@ class GuardNodes:
             thread=config.get("configurable", {}).get("thread_id"),
             logged=frozenset(channel.get("logged") or ()),
         )
-        self.trace.step({"guard": self.trace.header(self.guard.describe()), **record})
+        named = {"guard": self.trace.header(self.guard.describe()), "tools": self.trace.tools(waiting.step.tools)}
+        self.trace.step({**named, **record})
 
     def _event(self, waiting: Waiting, **event: Any) -> None:
         writer = get_stream_writer()

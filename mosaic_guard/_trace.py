@@ -15,13 +15,16 @@ import secrets
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from mosaic_guard._decision import Decision, canonical_json
 from mosaic_guard._transcript import Piece
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
 
 TRACE_VERSION = 1
 
@@ -72,6 +75,11 @@ class StepRecord:
     seconds: Mapping[str, float]
     at: str = ""
     after: str = ""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """The tools that the graph knew, each with `name`, `description`, `parameters` (JSON Schema), `metadata`, `tags`; empty
+    where the trace does not say."""
+    feedback: Sequence[Mapping[str, Any]] = ()
+    """What people answered about its calls, each with `digest`, `type`, `message`, `action`, in the order of answering."""
 
 
 @dataclass
@@ -117,6 +125,7 @@ class TraceWriter:
         self._fd: int | None = None
         self._pid = os.getpid()
         self._headers: set[str] = set()
+        self._specs: dict[tuple[int, ...], tuple[list[BaseTool], list[dict[str, Any]]]] = {}
 
     def header(self, guard: Mapping[str, Any]) -> str:
         """Write which guard judges (once per file and guard) and return the id that step records name it by."""
@@ -138,6 +147,27 @@ class TraceWriter:
                     }
                 )
         return key
+
+    def tools(self, tools: Mapping[str, BaseTool]) -> str:
+        """Write the tools that a graph knows (once per file and set of tools) and return the id that steps name them by."""
+        known = list(tools.values())
+        # Schemas are slow to make: once for the same objects, which the entry keeps alive, so that ids stay theirs.
+        key = tuple(map(id, known))
+        if key not in self._specs:
+            if len(self._specs) >= _TOOL_SETS:
+                self._specs.clear()
+            self._specs[key] = (known, [tool_spec(tool) for tool in known])
+        return self.tool_specs(self._specs[key][1])
+
+    def tool_specs(self, specs: Sequence[Mapping[str, Any]]) -> str:
+        """`tools`, for tools that are known by their description only: `StepRecord.tools` has the fields."""
+        digest = hashlib.sha256(canonical_json(specs).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        with self._lock:
+            self._after_fork()
+            if digest not in self._headers:
+                self._headers.add(digest)
+                self._put({"type": "tools", "id": digest, "tools": [dict(spec) for spec in specs]})
+        return digest
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Append one judged step."""
@@ -271,6 +301,27 @@ class TraceWriter:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
 
 
+_TOOL_SETS = 64
+"""How many sets of tools a writer remembers; a graph that makes its tools anew for each run has another set each time."""
+
+
+def tool_spec(tool: BaseTool) -> dict[str, Any]:
+    """A tool as a `tools` record holds it; without `parameters` where its schema has no JSON form."""
+    from langchain_core.utils.function_calling import convert_to_openai_tool
+
+    try:
+        parameters = convert_to_openai_tool(tool)["function"].get("parameters") or {}
+    except Exception:  # a schema that pydantic cannot write; the tool works all the same
+        parameters = {}
+    return {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": parameters,
+        "metadata": dict(tool.metadata or {}),
+        "tags": list(tool.tags or ()),
+    }
+
+
 def _line(record: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(record, ensure_ascii=True, default=repr)
@@ -298,21 +349,27 @@ def read_traces(path: str | os.PathLike[str]) -> list[Trajectory]:
     if not root.exists():
         raise FileNotFoundError(f"no traces at {str(root)!r}: name a directory that a TraceWriter wrote to")
     files = sorted(root.glob("*.jsonl")) if root.is_dir() else [root]
-    logged: list[tuple[str, Trajectory, StepRecord | Outcome]] = []
+    logged: list[tuple[str, Trajectory, StepRecord | Outcome | _Feedback]] = []
     for file in files:
         headers: dict[str, Mapping[str, Any]] = {}
+        tools: dict[str, Sequence[Mapping[str, Any]]] = {}
         for line, record in _records(file):
             try:
                 kind = record["type"]
                 if kind == "header":
                     _check_version(record)
                     headers[record["id"]] = record["guard"]
+                elif kind == "tools":
+                    tools[record["id"]] = record["tools"]
                 elif kind == "step":
-                    # A redaction hook may have dropped the header.
+                    # A redaction hook may have dropped the header, or the tools.
                     start = Trajectory(record["trajectory"], record["task"], headers.get(record["guard"], {}), file)
-                    logged.append((record["time"], start, _step(record)))
+                    logged.append((record["time"], start, _step(record, tools.get(record.get("tools"), ()))))
                 elif kind == "outcome":
                     logged.append((record["time"], Trajectory(record["trajectory"], "", {}, file), _outcome(record)))
+                elif kind == "feedback":
+                    said = _Feedback(int(record["step"]), record["at"], [dict(answer) for answer in record["answers"]])
+                    logged.append((record["time"], Trajectory(record["trajectory"], "", {}, file), said))
                 # Unknown types are from a later minor version: skipped.
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 what = f"missing field {error}" if isinstance(error, KeyError) else str(error)
@@ -322,6 +379,8 @@ def read_traces(path: str | os.PathLike[str]) -> list[Trajectory]:
     for _, start, entry in sorted(logged, key=lambda item: item[0]):
         if isinstance(entry, StepRecord):
             _append(found.setdefault(start.id, []), start, entry)
+        elif isinstance(entry, _Feedback):
+            _answer(found.get(start.id, []), entry)
         elif branches := found.get(start.id):
             branches[-1].outcome = entry
     return [trajectory for branches in found.values() for trajectory in branches]
@@ -351,6 +410,24 @@ def _append(branches: list[Trajectory], start: Trajectory, step: StepRecord) -> 
     branches.append(start)
 
 
+@dataclass(frozen=True)
+class _Feedback:
+    """What people answered about one step."""
+
+    step: int
+    at: str
+    answers: list[dict[str, Any]]
+
+
+def _answer(branches: Sequence[Trajectory], said: _Feedback) -> None:
+    """Add answers to the step that they are about, in the branch that was logged last."""
+    for branch in reversed(branches):
+        if said.step < len(branch.steps) and branch.steps[said.step].at == said.at:
+            step = branch.steps[said.step]
+            branch.steps[said.step] = replace(step, feedback=[*step.feedback, *said.answers])
+            return
+
+
 def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, record) of each line; a torn last line is reported and skipped."""
     with file.open("rb") as stream:
@@ -372,7 +449,7 @@ def _check_version(record: Mapping[str, Any]) -> None:
         raise ValueError(f"trace version {record['version']!r}; this release reads version {TRACE_VERSION}")
 
 
-def _step(record: Mapping[str, Any]) -> StepRecord:
+def _step(record: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> StepRecord:
     return StepRecord(
         step=int(record["step"]),
         segment=int(record["segment"]),
@@ -386,6 +463,7 @@ def _step(record: Mapping[str, Any]) -> StepRecord:
         seconds=record["seconds"],
         at=record.get("at", ""),
         after=record.get("after") or "",
+        tools=tools,
     )
 
 

@@ -16,7 +16,14 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("mosaic_guard", "mosaic_guard_training", "mosaic_guard_agentdojo")
+PACKAGES = (
+    "mosaic_guard",
+    "mosaic_guard_training",
+    "mosaic_guard_agentdojo",
+    "mosaic_guard_langsmith",
+    "mosaic_guard_openai_messages",
+    "mosaic_guard_opentelemetry",
+)
 IMPORT_LIMIT = 1.0
 IMPORT_RUNS = 5
 

@@ -8,15 +8,20 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.prebuilt import ToolNode
+from langgraph.types import Command
 from scripted_agents import Scripted, by_name, calls, hand_written, make_tools
 
 from mosaic_guard import (
@@ -29,6 +34,7 @@ from mosaic_guard import (
     guarded_graph,
     read_traces,
 )
+from mosaic_guard._trace import tool_spec
 
 SCRIPT = [calls(("look", {"x": "a"}), ("pay", {"x": "b"})), calls(("send", {"x": 1})), AIMessage("done")]
 
@@ -216,3 +222,172 @@ def test_a_thread_that_goes_on_later_is_one_trajectory(tmp_path: Path) -> None:
     (found,) = read_traces(tmp_path)
     assert [s.step for s in found.steps] == [0, 1]
     assert {s.segment for s in found.steps} == {0}
+
+
+def asking(trace: Any, answer: dict[str, Any], trajectory: str = "x") -> None:
+    """A run in which the guard asks about `pay`, and a person answers."""
+    graph = guarded_graph(
+        hand_written(
+            Scripted(script=[calls(("pay", {"x": "b"})), AIMessage("done")]),
+            ToolNode(make_tools([])),
+            checkpointer=InMemorySaver(),
+        ),
+        guard=Guard(ScriptedGuardModel(by_name(pay=0.4)), ask_threshold=0.3),
+        trace=trace,
+    )
+    config: Any = {"configurable": {"thread_id": trajectory}, "metadata": {"mosaic_trajectory": trajectory}}
+    graph.invoke({"messages": [HumanMessage("pay b")]}, config)
+    graph.invoke(Command(resume={"decisions": [answer]}), config)
+
+
+@pytest.mark.parametrize(
+    ("answer", "type_", "message"),
+    [({"type": "approve"}, "approve", ""), ({"type": "reject", "message": "not that one"}, "reject", "not that one")],
+)
+def test_what_a_person_answered_stands_with_the_step(
+    tmp_path: Path, answer: dict[str, Any], type_: str, message: str
+) -> None:
+    asking(tmp_path, answer)
+    (found,) = read_traces(tmp_path)
+    (said,) = found.steps[0].feedback
+    assert (said["type"], said["message"] or "") == (type_, message)
+    assert said["digest"] == found.steps[0].calls[0]["digest"]
+    assert [d.verdict for d in found.steps[0].decisions] == ["ask"]
+
+
+def test_an_answer_about_another_step_or_history_is_not_mixed_in(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path) as writer:
+        run(writer, mosaic_trajectory="x")
+        (found,) = read_traces(tmp_path)
+        writer.feedback("x", 0, "some other history", [{"digest": "d", "type": "approve"}])
+        writer.feedback("x", 7, found.steps[0].at, [{"digest": "d", "type": "approve"}])
+        writer.feedback("y", 0, found.steps[0].at, [{"digest": "d", "type": "approve"}])
+        writer.feedback("x", 1, found.steps[1].at, [{"digest": "d", "type": "reject"}])
+        writer.feedback("x", 1, found.steps[1].at, [{"digest": "e", "type": "edit", "action": {}}])
+    (found,) = read_traces(tmp_path)
+    assert [[a["type"] for a in s.feedback] for s in found.steps] == [[], ["reject", "edit"]]
+
+
+def test_the_tools_are_written_once_and_read_with_each_step(tmp_path: Path) -> None:
+    run(tmp_path)
+    (file,) = tmp_path.iterdir()
+    kinds = [json.loads(line)["type"] for line in file.read_text().splitlines()]
+    assert kinds == ["header", "tools", "step", "step"]
+    (found,) = read_traces(tmp_path)
+    first, second = (step.tools for step in found.steps)
+    assert first == second
+    tools = {tool.name: tool for tool in make_tools([])}
+    assert {spec["name"] for spec in first} == set(tools)
+    for spec in first:
+        assert set(spec) == {"name", "description", "parameters", "metadata", "tags"}
+        assert spec["description"] == tools[spec["name"]].description
+        assert list(spec["parameters"]["properties"]) == ["x"]
+
+
+def test_a_new_file_names_its_tools_again(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path)
+    run(writer, mosaic_trajectory="x")
+    writer.close()
+    run(writer, mosaic_trajectory="y")
+    assert all(step.tools for found in read_traces(tmp_path) for step in found.steps)
+
+
+def test_a_tool_whose_schema_cannot_be_written_is_known_by_name() -> None:
+    @tool
+    def odd(x: Any) -> str:
+        """Odd."""
+        return ""
+
+    odd.args_schema = {"$ref": "#/nowhere"}
+    assert tool_spec(odd)["name"] == "odd"
+
+
+def test_traces_without_tools_or_at_are_read(tmp_path: Path) -> None:
+    run(tmp_path)
+    (file,) = tmp_path.iterdir()
+    old = [record for line in file.read_text().splitlines() if (record := json.loads(line))["type"] != "tools"]
+    for record in old:
+        for key in ("tools", "at", "after"):
+            record.pop(key, None)
+    file.write_text("".join(json.dumps(record) + "\n" for record in old))
+    (found,) = read_traces(tmp_path)
+    assert [(s.step, list(s.tools), list(s.feedback), s.at) for s in found.steps] == [(0, [], [], ""), (1, [], [], "")]
+
+
+def test_redaction_sees_the_tools_and_the_answers(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def redact(record: dict[str, Any]) -> dict[str, Any] | None:
+        seen.append(record["type"])
+        return None if record["type"] in ("tools", "feedback") else record
+
+    asking(TraceWriter(tmp_path, redact=redact), {"type": "approve"})
+    assert {"tools", "feedback"} <= set(seen)
+    (found,) = read_traces(tmp_path)
+    assert (list(found.steps[0].tools), list(found.steps[0].feedback)) == ([], [])
+
+
+SPEC = st.fixed_dictionaries(
+    {
+        "name": st.text(min_size=1, max_size=5),
+        "description": st.text(max_size=9),
+        "parameters": st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=4), max_size=2),
+        "metadata": st.dictionaries(st.text(max_size=4), st.booleans(), max_size=2),
+        "tags": st.lists(st.text(max_size=4), max_size=2),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sets=st.lists(st.lists(SPEC, max_size=3), min_size=1, max_size=3),
+    steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans()), min_size=1, max_size=6),
+    cut=st.integers(0, 400),
+)
+def test_what_is_written_is_read_back_and_a_torn_line_loses_only_itself(
+    tmp_path: Path, sets: list[list[dict[str, Any]]], steps: list[tuple[int, int, bool]], cut: int
+) -> None:
+    directory = Path(tempfile.mkdtemp(dir=tmp_path))
+    expected: dict[str, list[tuple[Any, Any]]] = {}
+    with TraceWriter(directory) as writer:
+        for which, trajectory, answered in steps:
+            specs = sets[which % len(sets)]
+            known = expected.setdefault(str(trajectory), [])
+            number, at = len(known), f"{trajectory}-{len(known)}"
+            named = {"guard": writer.header({"model": "m"}), "tools": writer.tool_specs(specs)}
+            writer.step(
+                {
+                    **named,
+                    "trajectory": str(trajectory),
+                    "task": "t",
+                    "step": number,
+                    "segment": 0,
+                    "at": at,
+                    "after": f"{trajectory}-{number - 1}" if number else None,
+                    "messages": [],
+                    "calls": [],
+                    "decisions": [],
+                    "pieces": [],
+                    "think": "",
+                    "safety_thoughts": None,
+                    "seconds": {},
+                }
+            )
+            answers = [{"digest": at, "type": "approve"}] if answered else []
+            if answered:
+                writer.feedback(str(trajectory), number, at, answers)
+            known.append((specs, answers))
+    found = {t.id: [(list(s.tools), list(s.feedback)) for s in t.steps] for t in read_traces(directory)}
+    assert found == expected
+    (file,) = directory.iterdir()
+    lines = file.read_bytes().splitlines(keepends=True)
+    kept = lines[-1][: cut % (len(lines[-1]) - 1)]
+    file.write_bytes(b"".join(lines[:-1]) + kept)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TraceWarning)
+        torn = {t.id: [list(s.tools) for s in t.steps] for t in read_traces(directory)}
+    lost = json.loads(lines[-1])
+    whole = {name: [specs for specs, _ in known] for name, known in expected.items()}
+    if lost["type"] == "step":
+        whole[lost["trajectory"]].pop()
+    assert torn == {name: known for name, known in whole.items() if known}

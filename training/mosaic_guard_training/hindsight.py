@@ -1,0 +1,230 @@
+"""Guard blocks for a trajectory that has none, as training targets: a plan from the evidence, and verdicts as given.
+
+The blocks are written by a guard model that knows what to say (`HindsightModel`), through the same guard, transcript and
+tokenizer as at inference: what is trained on is, token for token, what `LocalGuardModel` would have read and written, had
+it said that. What the model chooses there is `target` here (each token of the text, the line break that ends it, whether the
+safety block opens, each verdict); all else is `context` or `forced` as ever. No weights are needed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mosaic_guard._blocks import (
+    DECISION,
+    DECISION_END,
+    SAFETY,
+    SAFETY_END,
+    THINK,
+    THINK_END,
+    VERDICTS,
+    one_line,
+    quoted,
+    verdict_line,
+)
+from mosaic_guard._evidence import explain
+from mosaic_guard._guard import Check, Guard
+from mosaic_guard._transcript import Limits, Turn
+from mosaic_guard.models.chat_format import ChatFormat
+from mosaic_guard.models.guard_model import Checked, Decide, Planned
+from mosaic_guard.models.local import LocalGuardModel, _Writer
+from mosaic_guard_training.replay import steps_as_judged
+
+if TYPE_CHECKING:
+    from mosaic_guard._decision import Call, Step, Verdict
+    from mosaic_guard._evidence import CallEvidence
+    from mosaic_guard._trace import StepRecord, Trajectory
+    from mosaic_guard._transcript import JudgedStep, Kind, Prompt
+
+_SIZES = ((110, 6), (80, 4), (50, 3), (30, 2), (0, 1), (0, 0))
+"""(characters of the user's words, arguments per origin) that a plan tries, until it fits its limit."""
+
+
+def plan_text(step: Step, count: Callable[[str], int], limit: int) -> str:
+    """A plan that the evidence alone gives: the calls, the words of the user nearest to them, where values come from.
+
+    Args:
+        step: The step, with its evidence.
+        count: Number of tokens of a text.
+        limit: Most tokens that the plan may have.
+    """
+    for words, arguments in _SIZES:
+        parts = [
+            _plan_of(call, known, words // len(step.calls), arguments)
+            for call, known in zip(step.calls, step.evidence, strict=True)
+        ]
+        text = one_line("; ".join(parts))
+        if count(text) <= limit:
+            return text
+    while count(text) > limit:
+        text = text[: len(text) * 3 // 4].rstrip()
+    return text
+
+
+def _plan_of(call: Call, known: CallEvidence, words: int, arguments: int) -> str:
+    said = known.user_words.text if known.user_words and known.user_words.overlap > 0 else ""
+    asked = f"the user said {quoted(said[:words])}" if said and words else "the user asks" if said else "nobody asked"
+    parts = [f"{call.name[:60]}: {asked}"]
+    for kind, where in (("user", "the user"), ("result", "results"), ("agent", "the agent"), ("nowhere", "nowhere")):
+        named = [origin.argument[:30] for origin in known.origins if origin.kind == kind]
+        if named and arguments:
+            parts.append(f"{', '.join(named[:arguments])} from {where}")
+    return ", ".join(parts)
+
+
+class EvidencePlanModel(LocalGuardModel):
+    """A local guard model whose plan is computed from the evidence; the rest of the turn is the model's own.
+
+    Args:
+        model: What it is built around; the two share weights and cache.
+    """
+
+    _plan_kind: Kind = "forced"
+
+    def __init__(self, model: LocalGuardModel) -> None:
+        self.__dict__.update(model.__dict__)
+
+    def plan(self, prompt: Prompt) -> Planned:
+        """Read what is new and write the computed plan."""
+        turns = self._new_turns(prompt)
+        writer = _Writer(self, [], None)
+        writer.add("context", *self._format.before("user", "assistant"))
+        writer.force(THINK)
+        think = plan_text(prompt.step, self.count, prompt.limits.plan)
+        self._write(writer, self._plan_kind, think, prompt.limits.plan, THINK_END)
+        return Planned(think, (*turns, Turn("assistant", tuple(writer.pieces), f"{THINK}{think}{THINK_END}")))
+
+    def _write(self, writer: _Writer, kind: Kind, text: str, limit: int, end: str) -> None:
+        """One line of given text and its end, in the pieces that `_Writer.free_text` makes of a sampled one."""
+        ids, end_ids = self._format.content(text), self._format.content(end)
+        writer.add(kind, text, ids)
+        # At the limit the end is not the model's choice.
+        writer.add(kind if len(ids) < limit else "forced", self._text(end_ids[:1]), end_ids[:1])
+        writer.add("forced", self._text(end_ids[1:]), end_ids[1:])
+
+
+class HindsightModel(EvidencePlanModel):
+    """Writes given verdicts as training targets; it has a tokenizer and no weights.
+
+    Args:
+        tokenizer: The base model's.
+        name: Path or hub id of the base model.
+        window: Its context length in tokens.
+        safety: Whether a step with a refusal opens the safety block, which then says what the evidence says.
+    """
+
+    _plan_kind: Kind = "target"
+
+    def __init__(self, tokenizer: Any, *, name: str, window: int = 8192, safety: bool = True) -> None:
+        self.base = self.name = name
+        self.window, self.safety = window, safety
+        self.verdicts: Sequence[Verdict] = ()
+        self._adapter_digest, self._cache, self._lock = None, None, threading.Lock()
+        self._format = ChatFormat(tokenizer)
+        self._words = {verdict: self._format.content(f" {verdict}") for verdict in VERDICTS}
+
+    def saying(self, verdicts: Sequence[Verdict]) -> HindsightModel:
+        """The same with verdicts to write, one per call of the step that it will be asked about."""
+        told = copy(self)
+        told.verdicts = tuple(verdicts)
+        return told
+
+    def word(self, verdict: Verdict) -> tuple[int, ...]:
+        """Token ids of a verdict word, with its leading space."""
+        return self._words[verdict]
+
+    def check(self, prompt: Prompt, planned: Planned, decide: Decide) -> Checked:
+        """Write the safety block, if there is to be one, and the given verdicts."""
+        *before, started = planned.turns
+        writer = _Writer(self, [], None)
+        safety = self._safety_text(prompt)
+        self._open(writer, prompt, safety is not None)
+        if safety is not None:
+            self._write(writer, "target", safety, prompt.limits.safety, SAFETY_END)
+            writer.force(DECISION)
+        probabilities = []
+        for index, wanted in enumerate(self.verdicts):
+            writer.force(verdict_line(index))
+            probabilities.append(float(wanted == "refuse"))
+            verdict, kind = decide(index, probabilities[-1])
+            ids = self._words["refuse" if verdict == "refuse" else "act"]
+            writer.choose("target" if kind == "sampled" else kind, f" {verdict}", ids, 1.0)
+            writer.force("\n")
+        writer.force(DECISION_END)
+        pieces = (*started.pieces, *writer.pieces)
+        said = started.content + "".join(piece.text for piece in writer.pieces)
+        return Checked(safety, tuple(probabilities), (*before, Turn("assistant", pieces, said)))
+
+    def _safety_text(self, prompt: Prompt) -> str | None:
+        refused = [i for i, verdict in enumerate(self.verdicts) if verdict == "refuse"]
+        if prompt.check == "never" or (prompt.check == "adaptive" and not (self.safety and refused)):
+            return None
+        step = prompt.step
+        about = refused[0] if refused else 0
+        text = one_line(explain(step.calls[about], step.evidence[about]))
+        while self.count(text) > prompt.limits.safety:
+            text = text[: len(text) * 3 // 4].rstrip()
+        return text
+
+    def _open(self, writer: _Writer, prompt: Prompt, opens: bool) -> None:
+        """The mark of the safety block or of the decision, its choice a target where the model would have had it."""
+        ids = self._format.content(SAFETY if opens else DECISION)
+        if prompt.check != "adaptive":
+            writer.add("forced", self._text(ids), ids)
+            return
+        other = self._format.content(DECISION if opens else SAFETY)
+        shared = next(i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b)
+        if shared:
+            writer.add("forced", self._text(ids[:shared]), ids[:shared])
+        writer.choose("target", self._text(ids[shared:]), ids[shared:], 1.0)
+
+
+def hindsight(
+    trajectory: Trajectory,
+    teacher: HindsightModel,
+    verdicts: Mapping[tuple[int, int], Verdict] | None = None,
+    *,
+    check: Check = "adaptive",
+    limits: Limits | None = None,
+) -> Trajectory:
+    """A trajectory with guard blocks in place of those that it had, if any.
+
+    Args:
+        trajectory: Logged or imported.
+        teacher: Writes the blocks.
+        verdicts: (step, call index) -> `act` or `refuse`; the others as logged, `ask` being `act`.
+        check: As for `Guard`: whether the safety block is the model's choice, always there, or never.
+        limits: As for `Guard`.
+
+    Returns:
+        A new trajectory, with the teacher as its guard. A step that does not fit the window has no pieces, as at inference.
+    """
+    history: list[JudgedStep] = []
+    steps: list[StepRecord] = []
+    for record, step in steps_as_judged(trajectory):
+        logged = {decision.call: decision.verdict for decision in record.decisions}
+        wanted: list[Verdict] = [
+            (verdicts or {}).get((record.step, i), "refuse" if logged.get(i) == "refuse" else "act")
+            for i in range(len(step.calls))
+        ]
+        guard = Guard(teacher.saying(wanted), check=check, limits=limits)
+        judgement = guard.check(step, guard.plan(step, history), history, number=record.step)
+        judged = judgement.judged
+        if judged is not None:
+            history.append(judged)
+        steps.append(
+            replace(
+                record,
+                segment=judged.segment if judged else history[-1].segment if history else 0,
+                decisions=judgement.decisions,
+                think=judgement.think,
+                safety_thoughts=judgement.safety_thoughts,
+                pieces=[piece for turn in judged.turns for piece in turn.pieces] if judged else [],
+                seconds={},
+            )
+        )
+    return replace(trajectory, guard=Guard(teacher, check=check).describe(), steps=steps)
