@@ -203,7 +203,9 @@ def first_harm(trajectory: Trajectory) -> tuple[int, tuple[int, ...]] | None:
     harmful = _harmful(trajectory)
     for at, step in enumerate(trajectory.steps):
         ran = tuple(
-            sorted(call for call, verdict in verdict_of(step).items() if verdict == "act" and (step.step, call) in harmful)
+            sorted(
+                call for call, verdict in verdict_of(step).items() if verdict == "act" and (step.step, call) in harmful
+            )
         )
         if ran:
             return at, ran
