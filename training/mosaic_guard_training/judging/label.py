@@ -37,7 +37,7 @@ from mosaic_guard_training.judging.judgement import (
     step_judgement,
 )
 from mosaic_guard_training.judging.render import render
-from mosaic_guard_training.judging.stage import Pair, pairs_to_judge, read_with_notes
+from mosaic_guard_training.judging.stage import Pair, keep_apart, pairs_to_judge, read_with_notes
 from mosaic_guard_training.judging.tables import side_by_side
 from mosaic_guard_training.options import check_ranges, parse, setting
 from mosaic_guard_training.pairs import legitimate_calls
@@ -98,6 +98,7 @@ def label(settings: LabelSettings, answers: Iterator[str], console: Console) -> 
     Raises:
         TrainingError: If the traces or the file of judgements cannot be used.
     """
+    keep_apart(settings.output, settings.traces)
     trajectories = read_with_notes(settings.traces, console)
     with JudgementLog(settings.output) as log:
         labelling = _Labelling(settings, answers, console, log)

@@ -118,6 +118,7 @@ def judge(settings: JudgeSettings, console: Console | None = None, *, chat: Base
         TraceError: For a bad trace record.
     """
     console = console or Console(highlight=False)
+    keep_apart(settings.output, settings.traces)
     trajectories = read_with_notes(settings.traces, console)
     run = JudgeRun()
     pair_judges, step_judges = _judges(settings, chat)
@@ -155,6 +156,19 @@ def read_with_notes(traces: Path, console: Console) -> list[Trajectory]:
     if not trajectories:
         raise TrainingError(f"no trajectories in {str(traces)!r}: log some with a TraceWriter first")
     return trajectories
+
+
+def keep_apart(output: Path, *directories: Path) -> None:
+    """Make sure that what is written does not land among the files of a directory that is read.
+
+    Raises:
+        TrainingError: If it would.
+    """
+    for directory in directories:
+        if directory.is_dir() and output.resolve().parent == directory.resolve():
+            raise TrainingError(
+                f"--output {str(output)!r} would be read as one of {str(directory)!r}: name another place"
+            )
 
 
 def pairs_to_judge(trajectories: Sequence[Trajectory], per_task: int, seed: int) -> list[Pair]:
