@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     description = "Make preference pairs of judged trajectories, with provenance, split by environment."
     settings = parse(PreferenceSettings, "python -m mosaic_guard pairs", description, arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, *, chat: BaseChatModel | None =
     from mosaic_guard_training.judging.tables import show, summary, tables
 
     settings = parse(JudgeSettings, PROG, DESCRIPTION, arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
 
     def work() -> None:
         if settings.show is not None:

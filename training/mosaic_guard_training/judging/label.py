@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mosaic_guard_training.judging.__main__ import in_one_sentence
 
     settings = parse(LabelSettings, "python -m mosaic_guard label", (__doc__ or "").partition("\n")[0], arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
 
     def work() -> None:
         number = label(settings, iter(sys.stdin.readline, ""), console)

@@ -117,7 +117,7 @@ def judge(settings: JudgeSettings, console: Console | None = None, *, chat: Base
         TrainingError: If it cannot start, or a judge failed on all that it was asked.
         TraceError: For a bad trace record.
     """
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, emoji=False)
     keep_apart(settings.output, settings.traces)
     trajectories = read_with_notes(settings.traces, console)
     run = JudgeRun()
@@ -235,8 +235,10 @@ def _keep(judgement: Judgement, log: JudgementLog, run: JudgeRun) -> None:
 def _judge_pairs(
     judge: Judge, pairs: Sequence[Pair], log: JudgementLog, run: JudgeRun, workers: int, console: Console
 ) -> str:
-    """Judge the pairs that are not in the log; returns what went wrong if not one could be judged."""
+    """Judge the pairs that are not in the log; returns what went wrong if not one question was ever answered."""
     missing = []
+    # What reads the same is a tie without a question, and says nothing about whether the judge answers.
+    answered = 0
     for one, other in pairs:
         known = log.known(judge.key(one, other))
         if known is None:
@@ -244,6 +246,7 @@ def _judge_pairs(
         else:
             log.add(known)  # again, if a later judgement took its place
             run.cached[judge.name] += 1
+            answered += bool(known.votes)
     errors: Counter[str] = Counter()
     with (
         Progress(transient=True, console=console, disable=not console.is_terminal) as bar,
@@ -255,17 +258,19 @@ def _judge_pairs(
             for future in as_completed(futures):
                 bar.advance(ticking)
                 try:
-                    log.add(future.result())
+                    judgement = future.result()
+                    log.add(judgement)
                     run.judged[judge.name] += 1
+                    answered += bool(judgement.votes)
                 except JudgeFailedError as error:
                     errors[str(error)] += 1
-                    if errors.total() >= GIVE_UP and not run.judged[judge.name]:
+                    if errors.total() >= GIVE_UP and not answered:
                         break
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     run.failed[judge.name] = errors.total()
     run.errors += errors
-    return errors.most_common(1)[0][0] if errors and not run.judged[judge.name] else ""
+    return errors.most_common(1)[0][0] if errors and not answered else ""
 
 
 def _report(run: JudgeRun) -> dict[str, Any]:

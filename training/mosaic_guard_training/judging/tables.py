@@ -56,7 +56,7 @@ def tables(found: Agreement) -> Iterator[RenderableType]:
             kappa = "–" if pair.kappa is None else f"{pair.kappa:.2f}"
             if pair.interval is not None:
                 kappa += f" [{pair.interval[0]:.2f}, {pair.interval[1]:.2f}]"
-            two.add_row(" · ".join(pair.judges), str(pair.raw.n), str(pair.tasks), _rate(pair.raw), kappa)
+            two.add_row(Text(" · ".join(pair.judges)), str(pair.raw.n), str(pair.tasks), _rate(pair.raw), kappa)
         yield two
     for report in found.judges:
         for task, ids in report.intransitive[:CIRCLES]:
