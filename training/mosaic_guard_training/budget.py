@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mosaic_guard_training.pairs import KINDS
+from mosaic_guard_training.pairs import ALL_KINDS, HINDSIGHT
 
 if TYPE_CHECKING:
     from mosaic_guard_training.pairs import PreferencePair
@@ -44,7 +44,7 @@ class Budget:
         """
         if self.pairs is None and self.tokens is None:
             return list(examples)
-        queues = {kind: [i for i, (pair, _) in enumerate(examples) if pair.kind == kind] for kind in KINDS}
+        queues = {kind: [i for i, (pair, _) in enumerate(examples) if pair.kind == kind] for kind in ALL_KINDS}
         queues = {kind: queue for kind, queue in queues.items() if queue}
         for kind, queue in queues.items():
             random.Random(f"{seed}\0{kind}").shuffle(queue)
@@ -52,8 +52,8 @@ class Budget:
         tokens = 0
         while queues:
             # The hindsight kinds take their turn as one, so that a limit never falls between them.
-            for hindsight in (True, False):
-                group = [kind for kind in queues if (kind != "outcome") == hindsight]
+            for kinds in (HINDSIGHT, *((kind,) for kind in ALL_KINDS if kind not in HINDSIGHT)):
+                group = [kind for kind in kinds if kind in queues]
                 if not group:
                     continue
                 turn = [queues[kind].pop() for kind in group if queues[kind]]

@@ -1,6 +1,6 @@
 """Trajectories become preference pairs: by their outcomes, and against their hindsight twins.
 
-Three kinds:
+Three kinds come of the traces alone:
 
 - `outcome`: two trajectories of one task. A harmless one is better than a harmful one; of two harmless ones, the one
   that completed the task is better. Ties and unknown outcomes give no pair.
@@ -8,6 +8,8 @@ Three kinds:
   harmful trajectory.
 - `hindsight_harmless`: a harmless trajectory is better than its twin that refuses one legitimate call, drawn from those
   that the guard model itself let through.
+
+Two more come of judgements (`preferences.py`): `human` and `llm`.
 
 Left out on purpose: a trajectory that refused a harmful call against one that acts there, and one that refused a
 legitimate call and failed against one that acts there.
@@ -25,10 +27,14 @@ from typing import TYPE_CHECKING, Literal
 from mosaic_guard_training.twins import Segments, refusal_twin, segments, verdict_of, verdict_words
 
 if TYPE_CHECKING:
-    from mosaic_guard._trace import Outcome, Trajectory
+    from mosaic_guard._trace import Outcome, StepRecord, Trajectory
 
-PairKind = Literal["outcome", "hindsight_harmful", "hindsight_harmless"]
+PairKind = Literal["outcome", "hindsight_harmful", "hindsight_harmless", "human", "llm"]
 KINDS: tuple[PairKind, ...] = ("outcome", "hindsight_harmful", "hindsight_harmless")
+"""The kinds that `build_pairs` makes."""
+
+ALL_KINDS: tuple[PairKind, ...] = (*KINDS, "human", "llm")
+HINDSIGHT: tuple[PairKind, ...] = ("hindsight_harmful", "hindsight_harmless")
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class PreferencePair:
         kind: Why one is better.
         chosen: The better one.
         rejected: The worse one.
-        step: Number of the step where a twin differs; None for `outcome`.
-        calls: Indices of the calls that the twin refuses.
+        step: Number of the step where the two sides part; None where whole trajectories are compared.
+        calls: Indices of the calls that one side refuses there and the other lets run.
     """
 
     task: str
@@ -152,45 +158,30 @@ def _side(trajectory: Trajectory) -> Side:
 
 def _harmful_twin(trajectory: Trajectory, refuse_ids: Sequence[int], skipped: Counter[str]) -> Iterator[PreferencePair]:
     """The pair at the first step in which a harmful call ran."""
-    assert trajectory.outcome is not None
-    harmful: dict[int, list[int]] = {}
-    for number, call in trajectory.outcome.harmful_calls:
-        harmful.setdefault(number, []).append(call)
-    for at, step in enumerate(trajectory.steps):
-        verdicts = verdict_of(step)
-        ran = sorted({call for call in harmful.get(step.step, ()) if verdicts.get(call) == "act"})
-        if not ran:
-            continue
-        twin = refusal_twin(trajectory, at, ran, refuse_ids)
-        if twin is None:
-            skipped["harmful trajectories whose harmful step the model did not judge"] += 1
-            return
-        yield PreferencePair(
-            trajectory.task,
-            "hindsight_harmful",
-            Side(trajectory.id, twin.refused, twin=True),
-            Side(trajectory.id, twin.as_was),
-            step.step,
-            tuple(ran),
-        )
+    found = first_harm(trajectory)
+    if found is None:
+        skipped["harmful trajectories that name no harmful call that ran"] += 1
         return
-    skipped["harmful trajectories that name no harmful call that ran"] += 1
+    at, ran = found
+    twin = refusal_twin(trajectory, at, ran, refuse_ids)
+    if twin is None:
+        skipped["harmful trajectories whose harmful step the model did not judge"] += 1
+        return
+    yield PreferencePair(
+        trajectory.task,
+        "hindsight_harmful",
+        Side(trajectory.id, twin.refused, twin=True),
+        Side(trajectory.id, twin.as_was),
+        trajectory.steps[at].step,
+        ran,
+    )
 
 
 def _harmless_twins(
     trajectory: Trajectory, refuse_ids: Sequence[int], most: int, seed: int, skipped: Counter[str]
 ) -> Iterator[PreferencePair]:
     """Pairs at legitimate calls that the model itself let through, whether or not they have side effects."""
-    assert trajectory.outcome is not None
-    harmful = {tuple(pair) for pair in trajectory.outcome.harmful_calls}
-    legitimate = [
-        (at, call)
-        for at, step in enumerate(trajectory.steps)
-        for call, word in verdict_words(step).items()
-        if verdict_of(step).get(call) == "act"
-        and step.pieces[word.start].kind == "sampled"
-        and (step.step, call) not in harmful
-    ]
+    legitimate = [(at, call) for at, call in legitimate_calls(trajectory) if chose(trajectory.steps[at], call)]
     if not legitimate:
         skipped["harmless trajectories in which the model let no legitimate call through"] += 1
     draw = random.Random(f"{seed}\0{trajectory.id}").sample(legitimate, min(most, len(legitimate)))
@@ -205,3 +196,38 @@ def _harmless_twins(
                 trajectory.steps[at].step,
                 (call,),
             )
+
+
+def first_harm(trajectory: Trajectory) -> tuple[int, tuple[int, ...]] | None:
+    """(index of the step, indices of the calls) where known harmful calls first ran; None if none did."""
+    harmful = _harmful(trajectory)
+    for at, step in enumerate(trajectory.steps):
+        ran = tuple(
+            sorted(
+                call for call, verdict in verdict_of(step).items() if verdict == "act" and (step.step, call) in harmful
+            )
+        )
+        if ran:
+            return at, ran
+    return None
+
+
+def legitimate_calls(trajectory: Trajectory) -> list[tuple[int, int]]:
+    """(index of the step, index of the call) of each call that ran and is not known to be harmful."""
+    harmful = _harmful(trajectory)
+    return [
+        (at, call)
+        for at, step in enumerate(trajectory.steps)
+        for call, verdict in sorted(verdict_of(step).items())
+        if verdict == "act" and (step.step, call) not in harmful
+    ]
+
+
+def chose(step: StepRecord, call: int) -> bool:
+    """Whether the guard model itself chose the verdict that was logged for a call, token by token."""
+    word = verdict_words(step).get(call)
+    return word is not None and step.pieces[word.start].kind == "sampled"
+
+
+def _harmful(trajectory: Trajectory) -> set[tuple[int, int]]:
+    return {(step, call) for step, call in trajectory.outcome.harmful_calls} if trajectory.outcome else set()

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Segments = tuple[tuple["Piece", ...], ...]
 """The pieces of each segment, in order."""
 
-REFUSE = " refuse"
-"""The verdict word that a twin writes, with its leading space."""
+ACT, REFUSE = " act", " refuse"
+"""The verdict words, with their leading space."""
 
 _VERDICT_LINE = re.compile(r"(?:^|\n)(\d+):$")
 
@@ -83,30 +83,94 @@ def refusal_twin(trajectory: Trajectory, at: int, calls: Collection[int], refuse
         None if the log does not hold the tokens of one of these verdicts.
     """
     step = trajectory.steps[at]
+    if not calls or not set(calls) <= set(verdict_words(step)):
+        return None
+    earlier = trajectory.steps[:at]
+    return Twin(
+        segments([*earlier, _cut(step, calls)]), segments([*earlier, _decided(step, calls, REFUSE, refuse_ids)])
+    )
+
+
+@dataclass(frozen=True)
+class Sides:
+    """A trajectory up to one step, had the guard let some of its calls run, and had it refused them.
+
+    Attributes:
+        acts: The copy in which they run.
+        refuses: The copy in which they do not.
+        acts_is_twin: Whether `acts` is a rewrite of what was logged.
+        refuses_is_twin: Whether `refuses` is.
+    """
+
+    acts: Segments
+    refuses: Segments
+    acts_is_twin: bool
+    refuses_is_twin: bool
+
+
+def both_sides(
+    trajectory: Trajectory, at: int, calls: Collection[int], act_ids: Sequence[int], refuse_ids: Sequence[int]
+) -> Sides | None:
+    """Both decisions about some calls of one step: what was logged, where it says so, and else its twin.
+
+    A call that a person was asked about has the word that the model itself chose in the log.
+
+    Args:
+        trajectory: What was logged.
+        at: Index of the step in `trajectory.steps`.
+        calls: Indices of the calls.
+        act_ids: Token ids of ` act` in the guard model's tokenizer.
+        refuse_ids: Token ids of ` refuse` there.
+
+    Returns:
+        None if the log does not hold the tokens of one of these verdicts.
+    """
+    step = trajectory.steps[at]
     words = verdict_words(step)
     if not calls or not set(calls) <= set(words):
         return None
-    starts = {words[call].start for call in calls}
-    inside = {i for call in calls for i in range(words[call].start, words[call].stop)}
-    was: list[Piece] = []
-    twin: list[Piece] = []
-    for i, piece in enumerate(step.pieces):
-        if i in inside:
-            was.append(piece)
-            twin += _refusal(piece, refuse_ids) if i in starts else []
-            continue
-        if i > min(starts) and piece.kind in ("sampled", "target"):
-            piece = replace(piece, kind="forced", logprobs=())
-        was.append(piece)
-        twin.append(piece)
+    said = {call: "".join(piece.text for piece in step.pieces[words[call]]) for call in calls}
     earlier = trajectory.steps[:at]
-    return Twin(segments([*earlier, replace(step, pieces=was)]), segments([*earlier, replace(step, pieces=twin)]))
+
+    def side(word: str, ids: Sequence[int]) -> tuple[Segments, bool]:
+        changed = [call for call in calls if said[call] != word]
+        copy = _decided(step, calls, word, ids, changed)
+        return segments([*earlier, copy]), bool(changed)
+
+    (acts, acts_is_twin), (refuses, refuses_is_twin) = side(ACT, act_ids), side(REFUSE, refuse_ids)
+    return Sides(acts, refuses, acts_is_twin, refuses_is_twin)
 
 
-def _refusal(word: Piece, refuse_ids: Sequence[int]) -> list[Piece]:
+def _cut(step: StepRecord, calls: Collection[int]) -> StepRecord:
+    """The step as it was, without loss on the verdicts that come after the first of these calls."""
+    return _decided(step, calls, "", (), ())
+
+
+def _decided(
+    step: StepRecord, calls: Collection[int], word: str, ids: Sequence[int], changed: Collection[int] | None = None
+) -> StepRecord:
+    """The step with a verdict word written for some of the calls (default all); later verdicts have no loss."""
+    words = verdict_words(step)
+    rewritten = calls if changed is None else changed
+    starts = {words[call].start for call in rewritten}
+    gone = {i for call in rewritten for i in range(words[call].start, words[call].stop)}
+    kept = {i for call in calls if call not in rewritten for i in range(words[call].start, words[call].stop)}
+    first = min(words[call].start for call in calls)
+    pieces: list[Piece] = []
+    for i, piece in enumerate(step.pieces):
+        if i in gone:
+            pieces += _word(piece, word, ids) if i in starts else []
+        elif i > first and i not in kept and piece.kind in ("sampled", "target"):
+            pieces.append(replace(piece, kind="forced", logprobs=()))
+        else:
+            pieces.append(piece)
+    return replace(step, pieces=pieces)
+
+
+def _word(was: Piece, text: str, ids: Sequence[int]) -> list[Piece]:
     """The word that a twin writes: its first token is the target, what the tokenizer adds to it follows from it."""
-    first = replace(word, kind="target", text=REFUSE, ids=tuple(refuse_ids[:1]), logprobs=())
-    rest = replace(first, kind="forced", text="", ids=tuple(refuse_ids[1:]))
+    first = replace(was, kind="target", text=text, ids=tuple(ids[:1]), logprobs=())
+    rest = replace(first, kind="forced", text="", ids=tuple(ids[1:]))
     return [first, rest] if rest.ids else [first]
 
 
