@@ -81,7 +81,7 @@ class TrainSettings:
 
     rollouts: int = setting("grpo: roll-outs of each task, the group that is compared", default=4, low=2, high=10**4)
     sample: Literal["decisions", "all"] = setting(
-        "grpo: draw the decisions only, the text being the likeliest, or the text as well", default="decisions"
+        "grpo: draw the decisions only, the text being the likeliest, or the text as well", default="all"
     )
     check: Literal["adaptive", "always", "never"] = setting(
         "grpo: whether the safety block is the guard's choice, always there, or never", default="adaptive"
@@ -93,9 +93,9 @@ class TrainSettings:
     )
     preference_weight: float = setting("grpo: weight of the reward of the outcome; 0 for none", default=1.0, low=0.0)
     format_weight: float = setting(
-        "grpo: weight of ending each text oneself, in place of being cut at the limit; 0 for none", default=0.0, low=0.0
+        "grpo: weight of ending each text oneself, in place of being cut at the limit; 0 for none", default=1.0, low=0.0
     )
-    length_weight: float = setting("grpo: weight of the penalty on length; 0 for none", default=0.0, low=0.0)
+    length_weight: float = setting("grpo: weight of the penalty on length; 0 for none", default=1.0, low=0.0)
     free_length: int = setting("grpo: tokens that a trajectory's guard may write unpunished", default=400, low=1)
     kl: float = setting("grpo: weight of the distance to the guard it starts from; 0 for none", default=0.0, low=0.0)
 
