@@ -15,8 +15,10 @@ from peft import LoraConfig
 from tiny_model import tiny_model
 from trl import DPOConfig, DPOTrainer
 
-from mosaic_guard_training.dpo import PairCollator, TrajectoryDPOTrainer, rows_dataset, visible
+from mosaic_guard_training.dpo import PairCollator, TrajectoryDPOTrainer
 from mosaic_guard_training.errors import TrainingError
+from mosaic_guard_training.ours import rows_dataset
+from mosaic_guard_training.reading import visible
 from mosaic_guard_training.tokens import CHOSEN, REJECTED, SHARED, PairRow, TokenSequence, merge
 from mosaic_guard_training.trainer import quiet_libraries
 
@@ -53,7 +55,7 @@ def trainer_of(tiny: Any, rows: Sequence[PairRow], directory: Path, **options: A
     return TrajectoryDPOTrainer(
         tiny_model()[0],
         args=config(directory, **options),
-        train_dataset=rows_dataset(rows, directory / "data"),
+        train_dataset=rows_dataset([row.to_dict() for row in rows], directory / "data"),
         data_collator=PairCollator(1),
         processing_class=tiny[1],
         peft_config=LoraConfig(**LORA),

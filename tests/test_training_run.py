@@ -314,7 +314,7 @@ def test_bad_settings_are_named(more: list[str], message: str, capsys: pytest.Ca
 
 def test_settings_are_the_options() -> None:
     parsed = parse_settings(["--traces", "t", "--output", "o", "--max-tokens", "9", "--resume", "--warmup", "0.5"])
-    assert parsed == TrainSettings(Path("t"), Path("o"), resume=True, max_tokens=9, warmup=0.5)
+    assert parsed == TrainSettings(traces=Path("t"), output=Path("o"), resume=True, max_tokens=9, warmup=0.5)
 
 
 def test_outputs_that_are_not_of_this_run_are_left_alone(tmp_path: Path) -> None:

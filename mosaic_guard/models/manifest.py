@@ -14,13 +14,13 @@ class Manifest:
     """What a trained guard consists of.
 
     Attributes:
-        base_model: Path or hub id of the base model.
-        adapter: Directory of the PEFT adapter.
+        base_model: Path or hub id of the base model, or of a model all of whose weights were trained.
+        adapter: Directory of the PEFT adapter; None where all weights were trained.
         guard_options: Options of `Guard` that the guard was made for, such as a calibrated threshold.
     """
 
     base_model: str
-    adapter: Path
+    adapter: Path | None
     guard_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -38,6 +38,9 @@ def read_manifest(directory: Path) -> Manifest:
         )
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        return Manifest(record["base_model"], directory / record["adapter"], record.get("guard_options") or {})
+        options = record.get("guard_options") or {}
+        if record["adapter"] is None:
+            return Manifest(str(directory / record["model"]), None, options)
+        return Manifest(record["base_model"], directory / record["adapter"], options)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not the manifest of a guard: {error!r}") from error

@@ -32,7 +32,7 @@ def manifest(
     Args:
         start: Base model and parent adapter.
         settings: The settings of the run.
-        data: Digest and size of the traces.
+        data: Digest and size of what was learnt from.
         metrics: What came of it.
         guard_options: Options of `Guard` that the guard is for.
         dtype: Precision of the base model in training.
@@ -40,10 +40,11 @@ def manifest(
     return {
         "version": MANIFEST_VERSION,
         "base_model": start.base_model,
-        "adapter": "adapter",
+        "adapter": None if settings.tune == "full" else "adapter",
+        **({"model": "model"} if settings.tune == "full" else {}),
         "parent_adapter": start.adapter_digest,
         "guard_options": dict(guard_options),
-        "method": "dpo",
+        "method": settings.method,
         "data": dict(data),
         "settings": {**settings.to_dict(), "dtype": dtype},
         "metrics": dict(metrics),
@@ -52,30 +53,45 @@ def manifest(
     }
 
 
-def metrics_of(losses: Sequence[Mapping[str, Any]], counts: Mapping[str, int], tokens: int) -> dict[str, Any]:
+TAILED = (
+    "reward_accuracy", "reward_margin", "token_accuracy", "reward", "preference", "format", "length", "written", "kl",
+)  # fmt: skip
+"""What of the loss file's lines a manifest holds, where the method has it."""
+
+
+def metrics_of(
+    losses: Sequence[Mapping[str, Any]], counts: Mapping[str, int], tokens: int, groups_per_step: int | None = None
+) -> dict[str, Any]:
     """What came of a run, from the lines of its loss file (at least one).
 
     Args:
         losses: One line per optimizer step.
-        counts: Pairs trained on, by kind.
+        counts: Pairs (trajectories, tasks) trained on, by kind.
         tokens: Tokens read in one epoch.
+        groups_per_step: GRPO's groups of roll-outs in one optimizer step.
 
     Returns:
-        `loss_last` and `reward_accuracy` are means over the last tenth of the steps.
+        `loss_last`, `reward_accuracy` and the like are means over the last tenth of the steps; `groups` counts GRPO's groups:
+        `silent` had equal rewards, so that they taught nothing, and in `tied` no outcome was better than another.
     """
     tail = losses[-max(1, len(losses) // 10) :]
 
-    def mean(key: str) -> float:
-        return round(sum(float(line[key]) for line in tail) / len(tail), 6)
+    def mean(key: str) -> float | None:
+        values = [float(line[key]) for line in tail if key in line]
+        return round(sum(values) / len(values), 6) if values else None
 
+    found = {key: value for key in TAILED if (value := mean(key)) is not None}
+    if groups_per_step is not None:
+        shares = {name: sum(line.get(f"{name}_groups", 0.0) for line in losses) for name in ("silent", "tied")}
+        counted = {name: round(share * groups_per_step) for name, share in shares.items()}
+        found["groups"] = {"all": groups_per_step * len(losses), **counted}
     return {
         "steps": losses[-1]["step"],
         "epochs": losses[-1]["epoch"],
         "pairs": dict(counts),
         "loss_first": round(losses[0]["loss"], 6),
         "loss_last": mean("loss"),
-        "reward_accuracy": mean("reward_accuracy"),
-        "reward_margin": mean("reward_margin"),
+        **found,
         "tokens": round(tokens * losses[-1]["epoch"]),
         "seconds": losses[-1]["seconds"],
     }

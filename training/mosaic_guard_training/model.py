@@ -1,13 +1,15 @@
-"""The model to train: which adapter it starts from, its precision, its new LoRA layers."""
+"""The model to train: which adapter it starts from, its precision, and what of it is trained."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mosaic_guard._errors import ModelLoadError
 from mosaic_guard_training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -32,12 +34,13 @@ class Start:
     adapter_digest: str | None = None
 
 
-def starting_point(trajectories: Sequence[Trajectory], adapter: str | None) -> Start:
+def starting_point(trajectories: Sequence[Trajectory], adapter: str | None, base_model: str | None = None) -> Start:
     """What training on some trajectories starts from: the guard that logged them.
 
     Args:
         trajectories: At least one with the tokens of a local guard model.
         adapter: What `--adapter` says.
+        base_model: What `--base-model` says.
 
     Raises:
         TrainingError: If no base model is named, or several are; if the adapter is not known, or is not there.
@@ -57,7 +60,7 @@ def starting_point(trajectories: Sequence[Trajectory], adapter: str | None) -> S
     if len(bases) > 1:
         named = "; ".join(f"{base!r} in {_some(files)}" for base, files in sorted(bases.items()))
         raise TrainingError(f"the traces are of {len(bases)} base models ({named}): train on those of one at a time")
-    base = next(iter(bases))
+    base = _agreed(next(iter(bases)), base_model, "traces")
     if adapter == "none" or (adapter is None and digests == {None}):
         return Start(base)
     if adapter is None:
@@ -66,8 +69,48 @@ def starting_point(trajectories: Sequence[Trajectory], adapter: str | None) -> S
             f"the traces were logged by a guard with an adapter ({used}): name its directory with --adapter, "
             "or start afresh with --adapter none"
         )
-    directory = _adapter_directory(Path(adapter))
-    return Start(base, directory, hashlib.sha256((directory / ADAPTER_WEIGHTS).read_bytes()).hexdigest()[:12])
+    return named_start(base, adapter)
+
+
+def preferred_start(bases: Collection[str], adapter: str | None, base_model: str | None) -> Start:
+    """What training on a preference file starts from.
+
+    Args:
+        bases: The base models that its lines name.
+        adapter: What `--adapter` says; None to begin a new one.
+        base_model: What `--base-model` says.
+
+    Raises:
+        TrainingError: If several are named, or the adapter is not there.
+    """
+    if len(bases) > 1:
+        named = ", ".join(map(repr, sorted(bases)))
+        raise TrainingError(
+            f"the preferences are of {len(bases)} base models ({named}): train on those of one at a time"
+        )
+    return named_start(_agreed(next(iter(bases)), base_model, "preferences"), adapter)
+
+
+def named_start(base_model: str, adapter: str | None) -> Start:
+    """A base model, and the adapter that `--adapter` names; None or `none` for a new one.
+
+    Raises:
+        TrainingError: If the adapter is not there.
+    """
+    if adapter in (None, "none"):
+        return Start(base_model)
+    directory = _adapter_directory(Path(str(adapter)))
+    return Start(base_model, directory, hashlib.sha256((directory / ADAPTER_WEIGHTS).read_bytes()).hexdigest()[:12])
+
+
+def _agreed(base: str, wanted: str | None, what: str) -> str:
+    """The base model whose tokens the data hold, where it is the one that was asked for."""
+    if wanted not in (None, base):
+        raise TrainingError(
+            f"the {what} hold tokens of {base!r}, which another model does not read: leave out --base-model {wanted}, "
+            "or log traces with a guard on that model"
+        )
+    return base
 
 
 def _some(files: Iterable[str]) -> str:
@@ -88,33 +131,32 @@ def load_start(start: Start, settings: TrainSettings, dtype: str) -> tuple[Any, 
 
     Args:
         start: What.
-        settings: The shape of a new adapter.
-        dtype: Precision of the base model, as `choose_dtype` names it.
+        settings: What of it is trained, and the shape of a new adapter.
+        dtype: Precision of the base model: `float32`, `bfloat16`, or `auto` for what the guard itself would run in. Weights
+            that are trained themselves are float32 in any case, as an adapter's are.
 
     Returns:
-        (model, tokenizer, configuration of the new LoRA adapter) for the trainer. Where training goes on from an
-        adapter, it is in the model and the configuration is None.
+        (model, tokenizer, configuration of the new LoRA adapter) for the trainer. The configuration is None where
+        training goes on from an adapter, which is then in the model, and where all weights are trained.
 
     Raises:
         ModelLoadError: If the base model cannot be loaded.
-        TrainingError: If the adapter does not fit it.
+        TrainingError: If the adapter does not fit it, or 4 bits are not to be had.
     """
     import torch
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
 
     from mosaic_guard.models.weights import load_base_model
 
-    model, tokenizer = load_base_model(start.base_model, dtype=getattr(torch, dtype))
+    if settings.tune == "qlora":
+        model, tokenizer = _in_four_bits(start.base_model)
+    else:
+        wanted = "float32" if settings.tune == "full" and dtype == "auto" else dtype
+        model, tokenizer = load_base_model(start.base_model, dtype=None if wanted == "auto" else getattr(torch, wanted))
+    if settings.tune == "full":
+        return model, tokenizer, None
     if start.adapter is None:
-        names = settings.lora_targets
-        targets = names if names == "all-linear" else [name.strip() for name in names.split(",")]
-        return (
-            model,
-            tokenizer,
-            LoraConfig(
-                r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
-            ),
-        )
+        return model, tokenizer, _new_adapter(settings)
     try:
         return PeftModel.from_pretrained(model, str(start.adapter), is_trainable=True), tokenizer, None
     except (OSError, ValueError, RuntimeError) as error:
@@ -124,20 +166,38 @@ def load_start(start: Start, settings: TrainSettings, dtype: str) -> tuple[Any, 
         ) from error
 
 
-def choose_dtype(wanted: str) -> str:
-    """The precision of the base model, `float32` or `bfloat16`; the adapter's own weights are float32 in any case.
+def _new_adapter(settings: TrainSettings) -> Any:
+    from peft import LoraConfig
 
-    Args:
-        wanted: `float32`, `bfloat16` or `auto`: bfloat16 on a GPU that has it and on a CPU with matrix tiles (AMX).
-            Other CPUs multiply no faster in bfloat16, whatever their flags say.
-    """
-    if wanted != "auto":
-        return wanted
+    names = settings.lora_targets
+    targets = names if names == "all-linear" else [name.strip() for name in names.split(",")]
+    return LoraConfig(
+        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
+
+
+def _in_four_bits(base_model: str) -> tuple[Any, Any]:
+    """The base model in NF4, made ready for training an adapter on it."""
     import torch
 
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
-        fast = tiles is not None and tiles()
-    return "bfloat16" if fast else "float32"
+    if find_spec("bitsandbytes") is None or not torch.cuda.is_available():
+        missing = "bitsandbytes (pip install bitsandbytes)" if torch.cuda.is_available() else "a CUDA GPU"
+        raise TrainingError(f"--tune qlora needs {missing}: use --tune lora, which trains the same adapter")
+    from peft import prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base_model, quantization_config=quantised, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(base_model)
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(
+            f"cannot load {base_model!r} in 4 bits ({str(error).splitlines()[0][:200]}); "
+            "give the path of a directory with a causal language model, or a hub id that can be reached"
+        ) from error
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), tokenizer

@@ -1,4 +1,4 @@
-"""The output directory: `adapter/`, `manifest.json`, `loss.jsonl`, `loss.png`, `checkpoints/`; what may be written."""
+"""The output directory: `adapter/` (or `model/`), `manifest.json`, `loss.*`, `checkpoints/`; what may be written."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ class Output:
     def adapter(self) -> Path:
         """Directory of the trained adapter."""
         return self.root / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """Directory of the trained model, where all weights were trained."""
+        return self.root / "model"
 
     @property
     def manifest(self) -> Path:
@@ -78,8 +83,9 @@ class Output:
             raise TrainingError(
                 f"{str(self.root)!r} holds an unfinished run: go on with --resume, or name another --output"
             )
-        if self.adapter.exists() and not self.run.exists():
-            raise TrainingError(f"{str(self.adapter)!r} exists and is not of this run: name another --output")
+        for result in (self.adapter, self.model):
+            if result.exists() and not self.run.exists():
+                raise TrainingError(f"{str(result)!r} exists and is not of this run: name another --output")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for directory in (self.root, self.checkpoints):

@@ -20,6 +20,16 @@ from mosaic_guard_training.outputs import read_losses
 
 LOGGED = {
     "loss": "loss",
+    "token_accuracy": "mean_token_accuracy",
+    "reward": "reward",
+    "preference": "rewards/preference/mean",
+    "format": "rewards/format/mean",
+    "length": "rewards/length/mean",
+    "silent_groups": "frac_reward_zero_std",
+    "tied_groups": "tied_groups",
+    "written": "completions/mean_length",
+    "kl": "kl",
+    "entropy": "entropy",
     "reward_accuracy": "rewards/accuracies",
     "reward_margin": "rewards/margins",
     "logp_chosen": "logps/chosen",
@@ -27,7 +37,19 @@ LOGGED = {
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
 }
-"""What a line of the loss file holds besides `step`, `epoch` and `seconds`, and what TRL calls it."""
+"""What a line of the loss file may hold besides `step`, `epoch` and `seconds`, and what TRL calls it; the method decides.
+
+`silent_groups` is the share of GRPO's groups whose rewards are all equal, so that they teach nothing; `tied_groups` that of
+the groups in which no outcome is better than another.
+"""
+
+SAID = {
+    "rewards/accuracies": ("right", "{:.0%}"),
+    "reward": ("reward", "{:.2f}"),
+    "rewards/margins": ("margin", "{:.2f}"),
+    "mean_token_accuracy": ("tokens right", "{:.0%}"),
+}
+"""What the bar shows beside the loss: the first of these that there is."""
 
 
 class LossLog(TrainerCallback):
@@ -67,7 +89,7 @@ class LossLog(TrainerCallback):
         line = {
             "step": state.global_step,
             "epoch": round(float(state.epoch or 0), 4),
-            **{key: float(logs[name]) for key, name in LOGGED.items() if name in logs},
+            **{key: float(logs[name]) for key, name in LOGGED.items() if logs.get(name) is not None},
             "seconds": round(self._before + time.monotonic() - self._started, 2),
         }
         if state.is_world_process_zero:
@@ -104,7 +126,11 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         """Advance it."""
         if self._task is not None and "loss" in logs:
-            self._said = f"loss {float(logs['loss']):.3f}  right {float(logs.get('rewards/accuracies', 0)):.0%}"
+            beside = next((name for name in SAID if logs.get(name) is not None), None)
+            self._said = f"loss {float(logs['loss']):.3f}"
+            if beside is not None:
+                word, form = SAID[beside]
+                self._said += f"  {word} {form.format(float(logs[beside]))}"
             self._bar.update(self._task, completed=state.global_step, description=self._said)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -1,25 +1,35 @@
-"""One training run from traces to a guard: check all that can be checked, then train, then write the manifest."""
+"""One training run from traces, preferences or tasks to a guard: check all that can be checked, then train, then write."""
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import shutil
 import warnings
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 
 from mosaic_guard._trace import Trajectory, read_traces
-from mosaic_guard_training.budget import Budget, lopsided
 from mosaic_guard_training.errors import TrainingError
-from mosaic_guard_training.model import Start, starting_point
+from mosaic_guard_training.material import (
+    Material,
+    counted,
+    enough,
+    from_labels,
+    from_pairs,
+    from_tasks,
+    labels_of,
+    listed,
+    read_preference_file,
+    unpaired,
+)
+from mosaic_guard_training.model import Start, named_start, preferred_start, starting_point
 from mosaic_guard_training.outputs import Output, data_digest, read_losses, trace_files, write_json
-from mosaic_guard_training.pairs import KINDS, Pairs, PreferencePair, build_pairs
+from mosaic_guard_training.pairs import Pairs, PreferencePair, build_pairs
 from mosaic_guard_training.settings import TrainSettings
-from mosaic_guard_training.tokens import PairRow, pair_row
 from mosaic_guard_training.twins import REFUSE, word_ids
 
 
@@ -27,12 +37,27 @@ class Interrupted(Exception):
     """A signal stopped the run; the message says how to go on."""
 
 
-Example = tuple[PreferencePair, PairRow]
-"""A pair, and what the trainer sees of it."""
+@dataclass
+class _Source:
+    """What a run learns from.
+
+    Attributes:
+        start: What training starts from.
+        data: Its digest and size, for the manifest.
+        trajectories: Of traces.
+        pairs: Of a preference file.
+        tasks: Of an environment.
+    """
+
+    start: Start
+    data: dict[str, Any]
+    trajectories: list[Trajectory] = field(default_factory=list)
+    pairs: list[PreferencePair] = field(default_factory=list)
+    tasks: list[Any] = field(default_factory=list)
 
 
 def train(settings: TrainSettings, console: Console | None = None) -> Output:
-    """Train a guard on traces.
+    """Train a guard.
 
     Args:
         settings: What on what, and how.
@@ -72,40 +97,61 @@ class _Run:
 
     def go(self) -> Output:
         settings = self._settings
-        files = trace_files(settings.traces)
-        trajectories = self._read()
-        start = starting_point(trajectories, settings.adapter)
-        data = {"digest": data_digest(files), "files": len(files), "trajectories": len(trajectories)}
+        source = self._source()
+        # The ids of the twins' word decide what pairs say, not how many there are: too few is seen before a model is loaded.
+        known = word_ids(source.trajectories, REFUSE)
+        pairs = self._pairs(source, known or [0])
 
-        known = word_ids(trajectories, REFUSE)
-        # The ids decide what the pairs say, not how many there are: too few is seen before a model is loaded.
-        pairs = self._pairs(trajectories, known or [0])
-        self._report(len(trajectories), pairs)
+        from mosaic_guard_training.model import load_start
 
-        from mosaic_guard_training.model import choose_dtype, load_start
-
-        dtype = self._output.noted().get("dtype") or choose_dtype(settings.dtype)
-        model, tokenizer, lora = load_start(start, settings, dtype)
-        if known is None:
-            pairs = self._pairs(trajectories, tokenizer.encode(REFUSE, add_special_tokens=False))
-        examples = self._examples(pairs.pairs, model.config)
+        model, tokenizer, lora = load_start(source.start, settings, self._output.noted().get("dtype") or settings.dtype)
+        dtype = str(model.dtype).removeprefix("torch.")
+        if known is None and source.trajectories:
+            pairs = self._made(source, tokenizer.encode(REFUSE, add_special_tokens=False)).pairs
+        limit = self._limit(model.config)
+        material = self._material(source, pairs, limit)
         if self._first:
             self._output.begin(
                 {
-                    "base_model": start.base_model,
-                    "parent_adapter": start.adapter_digest,
-                    "traces": data["digest"],
+                    "base_model": source.start.base_model,
+                    "parent_adapter": source.start.adapter_digest,
+                    "traces": source.data["digest"],
                     "settings": settings.to_dict(),
                     "dtype": dtype,
-                    "pairs": hashlib.sha256("".join(row.digest() for _, row in examples).encode()).hexdigest(),
+                    "pairs": material.digest,
                 }
             )
-        self._train(model, tokenizer, lora, examples, start)
+        self._train(model, tokenizer, lora, material, source, limit)
         if self._first:
-            self._finish(trajectories, start, data, examples, dtype)
+            self._finish(source, material, dtype)
         return self._output
 
+    def _source(self) -> _Source:
+        settings = self._settings
+        if settings.environment is not None:
+            from mosaic_guard.models.weights import DEFAULT_BASE
+            from mosaic_guard_training.grpo import load_tasks
+
+            tasks = load_tasks(settings.environment)
+            start = named_start(settings.base_model or DEFAULT_BASE, settings.adapter)
+            digest = from_tasks([task.id for task in tasks]).digest
+            return _Source(start, {"digest": digest, "tasks": len(tasks)}, tasks=tasks)
+        if settings.preferences is not None:
+            file = read_preference_file(settings.preferences)
+            if file.held_out:
+                self._say(f"  held out: {file.held_out} pairs of other splits")
+            start = preferred_start(file.base_models, settings.adapter, settings.base_model)
+            data = {"digest": data_digest([settings.preferences]), "files": 1, "pairs": len(file.pairs)}
+            return _Source(start, data, pairs=file.pairs)
+        assert settings.traces is not None  # the settings see to it
+        files = trace_files(settings.traces)
+        trajectories = self._read()
+        start = starting_point(trajectories, settings.adapter, settings.base_model)
+        data = {"digest": data_digest(files), "files": len(files), "trajectories": len(trajectories)}
+        return _Source(start, data, trajectories=trajectories)
+
     def _read(self) -> list[Trajectory]:
+        assert self._settings.traces is not None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             trajectories = read_traces(self._settings.traces)
@@ -113,54 +159,59 @@ class _Run:
             self._console.print(f"note: {warning.message}", markup=False)
         return trajectories
 
-    def _pairs(self, trajectories: Sequence[Trajectory], refuse_ids: Sequence[int]) -> Pairs:
+    def _pairs(self, source: _Source, refuse_ids: Sequence[int]) -> list[PreferencePair]:
+        """The pairs of traces or of a preference file, with a word on where they come from."""
+        if self._settings.method in ("kto", "grpo"):
+            return source.pairs
+        found = self._made(source, refuse_ids) if source.trajectories else Pairs(source.pairs)
+        counts = counted(pair.kind for pair in found.pairs)
+        what = f"{len(source.trajectories)} trajectories give" if source.trajectories else "the preference file holds"
+        self._say(f"{what} {listed(counts)}")
+        for reason, number in sorted(found.skipped.items()):
+            self._say(f"  left out: {number} {reason}")
+        enough(counts, self._settings)
+        return found.pairs
+
+    def _made(self, source: _Source, refuse_ids: Sequence[int]) -> Pairs:
         settings = self._settings
         return build_pairs(
-            trajectories,
+            source.trajectories,
             refuse_ids,
             per_task=settings.pairs_per_task,
             harmless_twins=settings.harmless_twins,
             seed=settings.seed,
         )
 
-    def _report(self, trajectories: int, found: Pairs) -> None:
-        self._say(f"{trajectories} trajectories give {_listed(found.counts())}")
-        for reason, number in sorted(found.skipped.items()):
-            self._say(f"  left out: {number} {reason}")
-        self._enough(found.counts())
-
-    def _examples(self, pairs: Sequence[PreferencePair], config: Any) -> list[Example]:
-        """The pairs to train on as rows: all that differ, within the budget."""
-        settings = self._settings
+    def _limit(self, config: Any) -> int:
+        """Most tokens of a sequence: the model's window, or what was asked for within it."""
         window = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 8192)
-        limit = min(settings.max_length or window, window)
-        rows = [(pair, pair_row(pair, limit)) for pair in pairs]
-        differing = [(pair, row) for pair, row in rows if row is not None]
-        if len(differing) < len(rows):
-            self._say(f"  left out: {len(rows) - len(differing)} pairs whose sides say the same")
-        per_epoch = None if settings.max_tokens is None else int(settings.max_tokens / settings.epochs)
-        chosen = Budget(settings.max_pairs, per_epoch).select(differing, settings.seed)
-        if len(chosen) < len(differing):
-            dropped = Counter(pair.kind for pair, _ in differing) - Counter(pair.kind for pair, _ in chosen)
-            self._say(f"  left out for the budget: {_listed({kind: dropped[kind] for kind in KINDS})}")
-        counts = _counts(chosen)
-        self._enough(counts)
-        tokens = sum(len(row) for _, row in chosen)
-        self._say(f"training on {_listed(counts)}: {tokens:,} tokens, {settings.epochs:g} times")
-        if warning := lopsided(counts):
-            self._say(f"warning: {warning}")
-        return chosen
+        return min(self._settings.max_length or window, window)
 
-    def _enough(self, counts: dict[str, int]) -> None:
-        if sum(counts.values()) < self._settings.min_pairs:
-            raise TrainingError(
-                f"too few preference pairs to train on: {_listed(counts)}; {self._settings.min_pairs} are needed: "
-                "log outcomes (TraceWriter.outcome) of harmful and of harmless trajectories, or raise the budget"
-            )
+    def _material(self, source: _Source, pairs: Sequence[PreferencePair], limit: int) -> Material:
+        settings = self._settings
+        if settings.method == "grpo":
+            found = from_tasks([task.id for task in source.tasks])
+        elif settings.method == "kto":
+            sides = labels_of(source.trajectories) if source.trajectories else unpaired(source.pairs)
+            self._say(f"{len(source.trajectories) or len(source.pairs)} {'trajectories' if source.trajectories else 'pairs'} "
+                      f"give {len(sides)} labelled trajectories")  # fmt: skip
+            found = from_labels(sides, settings, limit)
+        else:
+            found = from_pairs(pairs, settings, limit)
+        what = {"grpo": "tasks", "kto": "trajectories"}.get(settings.method, "pairs")
+        notes = [note for note in found.left_out if not note.startswith("warning")]
+        tokens = f": {found.tokens:,} tokens, {settings.epochs:g} times" if found.tokens else ""
+        for note in notes:
+            self._say(note)
+        self._say(f"training on {listed(found.counts, what)}{tokens}")
+        for note in found.left_out:
+            if note not in notes:
+                self._say(note)
+        return found
 
-    def _train(self, model: Any, tokenizer: Any, lora: Any, examples: Sequence[Example], start: Start) -> None:
+    def _train(self, model: Any, tokenizer: Any, lora: Any, material: Material, source: _Source, limit: int) -> None:
         from mosaic_guard_training.progress import Interrupt, LossLog, ProgressBar
-        from mosaic_guard_training.trainer import build_trainer, bytes_needed, quiet_libraries, save_adapter
+        from mosaic_guard_training.trainer import build_trainer, bytes_needed, quiet_libraries, save_result
 
         interrupt = Interrupt(self._console)
         bar = ProgressBar(self._console)
@@ -169,8 +220,9 @@ class _Run:
         try:
             with quiet_libraries():
                 trainer = build_trainer(
-                    model, tokenizer, lora, [row for _, row in examples], self._settings, self._output
-                )
+                    model, tokenizer, lora, material, self._settings, self._output,
+                    limit=limit, roller=self._roller(source, limit),
+                )  # fmt: skip
                 for callback in callbacks:
                     trainer.add_callback(callback)
                 self._output.need_space(bytes_needed(trainer.model, self._settings.keep_checkpoints))
@@ -180,57 +232,69 @@ class _Run:
                     trainer.train(resume_from_checkpoint=None if last is None else str(last))
         except KeyboardInterrupt:
             raise Interrupted(self._how_to_resume()) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise TrainingError(
+                f"the disk of {str(self._output.root)!r} is full: free some, then go on with the same command and --resume"
+            ) from error
         finally:
             bar.close()
         if trainer.state.global_step < trainer.state.max_steps:
             raise Interrupted(self._how_to_resume())
-        if self._first:
-            save_adapter(trainer, start.base_model, self._output)
+        save_result(trainer, source.start.base_model, self._output)
+
+    def _roller(self, source: _Source, limit: int) -> Any:
+        if not source.tasks:
+            return None
+        from mosaic_guard_training.grpo import Roller
+
+        return Roller(source.tasks, self._settings, source.start.base_model, limit)
 
     def _how_to_resume(self) -> str:
         last = self._output.last_checkpoint()
         where = "before the first checkpoint" if last is None else f"after {last.name}"
         return f"stopped {where}: go on with the same command and --resume"
 
-    def _finish(
-        self,
-        trajectories: Sequence[Trajectory],
-        start: Start,
-        data: dict[str, Any],
-        examples: Sequence[Example],
-        dtype: str,
-    ) -> None:
+    def _finish(self, source: _Source, material: Material, dtype: str) -> None:
         from mosaic_guard_training.curve import draw_curve
         from mosaic_guard_training.manifest import guard_options, manifest, metrics_of
 
+        settings = self._settings
         losses = read_losses(self._output.losses)
-        draw_curve(losses, self._output.curve)
-        counts = _counts(examples)
-        metrics = metrics_of(losses, counts, sum(len(row) for _, row in examples))
+        draw_curve(losses, self._output.curve, settings.method)
+        groups = None
+        if settings.method == "grpo":
+            groups = settings.batch_size // settings.rollouts * int(os.environ.get("WORLD_SIZE", "1"))
+        metrics = metrics_of(losses, material.counts, material.tokens, groups)
+        options = {"check": settings.check} if settings.method == "grpo" and settings.check != "adaptive" else {}
         record = manifest(
-            start=start,
-            settings=self._settings,
-            data=data,
+            start=source.start,
+            settings=settings,
+            data=source.data,
             metrics=metrics,
-            guard_options=guard_options(trajectories),
+            guard_options=guard_options(source.trajectories) if source.trajectories else options,
             dtype=dtype,
         )
         write_json(self._output.manifest, record)
         shutil.rmtree(self._output.data, ignore_errors=True)
-        self._say(
-            f"loss {metrics['loss_first']:.3f} → {metrics['loss_last']:.3f}, {metrics['reward_accuracy']:.0%} of the "
-            f"pairs ranked right, {metrics['tokens']:,} tokens in {metrics['seconds']:,.0f} s"
-        )
+        self._say(_summary(metrics))
         self._say(f'Guard.load("{self._output.root}") uses it')
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
 
-def _counts(examples: Sequence[Example]) -> dict[str, int]:
-    found = Counter(pair.kind for pair, _ in examples)
-    return {kind: found[kind] for kind in KINDS}
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return f"{sum(counts.values())} pairs (" + ", ".join(f"{kind} {number}" for kind, number in counts.items()) + ")"
+def _summary(metrics: dict[str, Any]) -> str:
+    """What came of a run, in one line."""
+    parts = [f"loss {metrics['loss_first']:.3f} → {metrics['loss_last']:.3f}"]
+    if "reward_accuracy" in metrics:
+        parts.append(f"{metrics['reward_accuracy']:.0%} of the pairs ranked right")
+    elif "token_accuracy" in metrics:
+        parts.append(f"{metrics['token_accuracy']:.0%} of the tokens guessed right")
+    if "groups" in metrics:
+        groups = metrics["groups"]
+        parts.append(f"mean reward {metrics['reward']:.2f}")
+        parts.append(f"{groups['silent']} of {groups['all']} groups taught nothing ({groups['tied']} tied)")
+    read = f"{metrics['tokens']:,} tokens in " if metrics["tokens"] else ""
+    return ", ".join(parts) + f", {read}{metrics['seconds']:,.0f} s"

@@ -96,6 +96,50 @@ class PairRow:
         return before
 
 
+@dataclass
+class SideRow:
+    """One side, or one trajectory, as a row of T tokens: its segments one after the other; every list has T entries.
+
+    Attributes:
+        input_ids: Token ids.
+        segment_ids: Number of the token's segment, from 1.
+        loss: 1 where loss falls on the token.
+    """
+
+    input_ids: list[int] = field(default_factory=list)
+    segment_ids: list[int] = field(default_factory=list)
+    loss: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def digest(self) -> str:
+        """SHA-256 over the row, hexadecimal."""
+        return hashlib.sha256(repr(asdict(self)).encode()).hexdigest()
+
+
+def side_row(side: Side, max_length: int) -> SideRow | None:
+    """The row of one side; None where no loss falls on it.
+
+    Left out is only what loss does not depend on: segments without loss, and what follows a segment's last token with it.
+
+    Args:
+        side: The side.
+        max_length: Most tokens that a segment (not the row) may have.
+
+    Raises:
+        TrainingError: If a segment is longer.
+    """
+    row = SideRow()
+    for sequence in side_sequences(side, max_length):
+        end = _last_loss(sequence, 0)
+        if end:
+            row.input_ids += sequence.ids[:end]
+            row.segment_ids += [row.segment_ids[-1] + 1 if row.segment_ids else 1] * end
+            row.loss += [int(each) for each in sequence.loss[:end]]
+    return row if len(row) else None
+
+
 def token_sequence(pieces: Sequence[Piece]) -> TokenSequence:
     """The tokens of one segment, with loss on `sampled` and `target` pieces.
 

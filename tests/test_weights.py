@@ -1,0 +1,44 @@
+"""Loading a base model: nothing that is stored is rounded away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import tiny_model
+
+from mosaic_guard.models.weights import SMALL, fast_dtype, load_base_model
+
+pytestmark = pytest.mark.model
+
+
+def test_float32_weights_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, tokenizer = tiny_model()
+    stored.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr("mosaic_guard.models.weights.fast_dtype", lambda *_: torch.float32)
+    loaded, _ = load_base_model(tmp_path, device="cpu")
+    for (name, one), (_, other) in zip(stored.named_parameters(), loaded.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(
+    ("weights", "device", "tiles", "expected"),
+    [
+        (SMALL, "cpu", False, torch.float32),
+        (SMALL, "cpu", True, torch.bfloat16),
+        (SMALL + 1, "cpu", False, torch.bfloat16),
+    ],
+)
+def test_the_precision_is_what_is_fast_and_fits(
+    weights: int, device: str, tiles: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    assert fast_dtype(weights, device) == expected
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_an_old_gpu_has_no_bfloat16(has: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has)
+    assert fast_dtype(SMALL, "cuda") == expected
