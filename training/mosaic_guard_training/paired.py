@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,8 +135,7 @@ def difference(
     rates = [None if not whole[at + 1] else float(whole[at] / whole[at + 1]) for at in (0, 2)]
     if rates[0] is None or rates[1] is None:
         return Difference(rates[0], rates[1], None, None, None, int(whole[3]), len(names), changed)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    drawn = draws @ sums
+    drawn = _draws(len(names), seed) @ sums
     # A draw without a case says nothing.
     drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
     apart = drawn[:, 2] / drawn[:, 3] - drawn[:, 0] / drawn[:, 1]
@@ -143,3 +143,10 @@ def difference(
     return Difference(
         rates[0], rates[1], rates[1] - rates[0], float(low), float(high), int(whole[3]), len(names), changed
     )
+
+
+@lru_cache(maxsize=4)
+def _draws(units: int, seed: int) -> Any:
+    """How often each unit is drawn: shape (resamples, units)."""
+    drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=RESAMPLES)
+    return drawn.astype(np.float32)
