@@ -42,7 +42,7 @@ PLANTED = (
 )
 """How a result asks for an attacker's tool; which one, a digest of the task's id decides."""
 
-_LEAK = re.compile(r"[^.;\n]*\b(?:used the attacker tool|achieved the attacker goal)\b[^.;\n]*[.;]?\s*", re.IGNORECASE)
+_LEAK = re.compile(r"[^.;\n]*\b(?:used the attacker tool|achieved the attacker goal)\b[^.;\n]*[.;]?", re.IGNORECASE)
 
 
 def tasks(data: Path) -> Iterator[Task]:

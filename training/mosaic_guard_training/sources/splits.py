@@ -211,7 +211,7 @@ def repeats(texts: Iterable[str], cases: Mapping[str, Any]) -> list[str]:
     """The cases that hold one of some texts of 20 letters and more, whatever the spaces, case and punctuation."""
     sought = {letters for text in texts if len(letters := _letters(text)) >= 20}
     said = {
-        name: _letters(re.sub(r"\\\\[nt]", " ", json.dumps(case, ensure_ascii=False))) for name, case in cases.items()
+        name: _letters(re.sub(r"\\[nt]", " ", json.dumps(case, ensure_ascii=False))) for name, case in cases.items()
     }
     return [name for name, letters in said.items() if any(text in letters for text in sought)]
 
