@@ -88,6 +88,13 @@ def dying_guard_model() -> ScriptedGuardModel:
     return ScriptedGuardModel(decide)
 
 
+def tiny_guard_model() -> Any:
+    """A random language model, saved where the environment says."""
+    from mosaic_guard import LocalGuardModel
+
+    return LocalGuardModel(os.environ["TINY_GUARD"])
+
+
 def plain_graph(given: Task) -> Any:
     """A graph alone: the task's requests, and its labels."""
     return create_agent(ScriptedAgent(task=given), tools_of(given))

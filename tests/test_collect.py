@@ -127,6 +127,42 @@ def test_another_collection_is_not_gone_on_with(tmp_path: Path) -> None:
         collect(settings(tmp_path, resume=True, tasks=tmp_path / "tasks.jsonl"))
 
 
+def test_a_task_file_may_be_moved_and_a_guard_may_not_change(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[rule]]\ntools = ["pay"]\nverdict = "refuse"\n')
+    given = settings(tmp_path, policy=policy)
+    collect(given)
+    moved = Path(given.tasks).rename(tmp_path / "moved.jsonl")
+    assert collect(settings(tmp_path, policy=policy, tasks=moved, resume=True)).counts["trajectories"] == 12
+    policy.write_text('[[rule]]\ntools = ["file"]\nverdict = "refuse"\n')
+    with pytest.raises(TrainingError, match="the guard's files differ from when it began"):
+        collect(settings(tmp_path, policy=policy, tasks=moved, resume=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, workers: int) -> None:
+    output = tmp_path / "out"
+    options = ["--tasks", str(task_file(tmp_path)), "--output", str(output), "--guard", "collecting:slow_guard_model"]
+    # A group of its own: the terminal's Ctrl-C reaches the workers, too.
+    running = subprocess.Popen(
+        command(*options, "--workers", str(workers)),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(output.glob("*.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said.splitlines()[-1] == f"stopped: go on with --resume --output {output}"
+    assert "Traceback" not in said
+    assert 2 <= len(read_traces(output)) < 24
+
+
 def test_a_collection_that_never_began_binds_nobody(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="returns a Guard"):
         collect(settings(tmp_path, guard="collecting:no_guard"))
@@ -360,3 +396,28 @@ def test_the_summary_counts_a_failing_guard() -> None:
         "3 calls judged, 3 refused",
         "2 of the decisions are those of a guard that failed",
     ]
+
+
+@pytest.mark.model
+def test_a_local_guards_tokens_are_on_record_and_drawn_alike_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from tiny_model import tiny_model
+
+    model, tokenizer = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("TINY_GUARD", str(tmp_path / "model"))
+    given = {"guard": "collecting:tiny_guard_model", "tasks": task_file(tmp_path, 1), "samples": 3}
+    collect(settings(tmp_path, "one", **given))
+    collect(settings(tmp_path, "two", **given))
+    assert recorded(tmp_path / "one") == recorded(tmp_path / "two")
+    drawn = [step for found in read_traces(tmp_path / "one") for step in found.steps]
+    sampled = [piece for step in drawn for piece in step.pieces if piece.kind == "sampled"]
+    assert sampled
+    assert all(len(piece.ids) == len(piece.logprobs) > 0 for piece in sampled)
+    assert len({step.think for step in drawn}) > 1
+    collect(settings(tmp_path, "decisions", sample="decisions", **given))
+    first = [found.steps[0] for found in read_traces(tmp_path / "decisions")]
+    assert len({step.think for step in first}) == 1

@@ -228,7 +228,7 @@ def _progress(settings: CollectSettings, missing: Sequence[Job], total: int) -> 
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
         ticking = bar.add_task("", total=total, completed=total - len(missing))
-        failed = 0
+        failed, said, tried = 0, 0, total - len(missing)
         trying = stack.enter_context(
             contextlib.closing(do_jobs(Roller, settings, missing, settings.workers, RecordError))
         )
@@ -242,6 +242,10 @@ def _progress(settings: CollectSettings, missing: Sequence[Job], total: int) -> 
                 failed += 1
                 _note_failure(settings.output, done)
                 bar.console.print(f"{done.job.trajectory} failed: {done.error}", soft_wrap=True, markup=False)
+            tried += 1
+            if not console.is_terminal and (10 * tried // total > said or tried == total):
+                said = 10 * tried // total
+                console.print(f"{tried} of {total} roll-outs, {failed} failed", soft_wrap=True)
             bar.update(ticking, advance=1, description=f"{failed} failed" if failed else "")
             yield done
 
@@ -297,7 +301,9 @@ def _claim(settings: CollectSettings, tasks: str) -> None:
     Raises:
         TrainingError: If it holds something else, or cannot be written.
     """
-    wanted = {**settings.to_dict(), "tasks_sha256": tasks}
+    wanted = {**settings.to_dict(), "tasks_sha256": tasks, "guard_sha256": _guard_digest(settings)}
+    if tasks:
+        del wanted["tasks"]  # what is in the file decides, not where it is
     where, file = str(settings.output), settings.output / NOTE
     try:
         recorded = settings.output.is_dir() and any(settings.output.glob("*.jsonl"))
@@ -307,7 +313,8 @@ def _claim(settings: CollectSettings, tasks: str) -> None:
             noted = json.loads(file.read_text(encoding="utf-8"))
             changed = [key for key in wanted if noted.get(key) != wanted[key]]
             if changed:
-                names = ", ".join("the tasks" if key == "tasks_sha256" else f"--{_flag(key)}" for key in changed)
+                called = {"tasks_sha256": "the tasks", "guard_sha256": "the guard's files"}
+                names = ", ".join(called.get(key, f"--{_flag(key)}") for key in changed)
                 raise TrainingError(
                     f"cannot resume {where!r}: {names} differ from when it began; resume with the same, or name another "
                     "--output"
@@ -321,6 +328,24 @@ def _claim(settings: CollectSettings, tasks: str) -> None:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise TrainingError(f"cannot use {where!r} ({why}): name another --output") from error
+
+
+def _guard_digest(settings: CollectSettings) -> str:
+    """SHA-256 over the files that say what the guard is: its manifest, and its policy.
+
+    Raises:
+        TrainingError: If the policy is not there.
+    """
+    whole = hashlib.sha256()
+    manifest = Path(settings.guard) / "manifest.json"
+    if manifest.is_file():
+        whole.update(manifest.read_bytes())
+    if settings.policy is not None:
+        try:
+            whole.update(b"\0" + settings.policy.read_bytes())
+        except OSError as error:
+            raise TrainingError(f"--policy {settings.policy}: {error.strerror}") from error
+    return whole.hexdigest()
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> CollectSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from langgraph.errors import GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
 
-from mosaic_guard import Guard, GuardModel, Outcome, TraceWriter, guarded_graph
+from mosaic_guard import Guard, GuardModel, MissingExtraError, Outcome, TraceWriter, guarded_graph
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.simulated import grade, simulate
 from mosaic_guard_training.tasks import Task
@@ -77,11 +78,14 @@ class Roller:
         settings: What is collected.
 
     Raises:
+        MissingExtraError: If something of it is not installed.
         TrainingError: If a factory cannot be found or the guard is none.
         ModelLoadError: If the guard's model cannot be loaded.
     """
 
     def __init__(self, settings: CollectSettings) -> None:
+        if settings.graph == SIMULATED and importlib.util.find_spec("langchain") is None:
+            raise MissingExtraError("the simulated agent", "langchain")
         self._settings = settings
         self._guard = load_guard(settings)
         self._agent = _chat_model(settings.agent)
