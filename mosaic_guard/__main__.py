@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +155,45 @@ def bench_graph_command(
                 progress=lambda s: status.update(f"{s.agent}, {s.calls} call(s) a step, checkpoints in {s.store}"),
             )
     console.print(table(found, repeats, steps))
+
+
+_STAGES = {
+    "collect": (
+        "mosaic_guard_training.collect",
+        "Run guarded graphs over tasks, several times each, and log what happens.",
+    ),
+    "import": ("mosaic_guard_training.importing", "Conversations that other systems logged, as traces."),
+    "judge": ("mosaic_guard_training.judging.__main__", "Say which of two trajectories of a task is better."),
+    "label": ("mosaic_guard_training.judging.label", "Label trajectories by hand, in the terminal."),
+    "pairs": ("mosaic_guard_training.preferences", "Judgements and traces become a preference file."),
+    "promote": (
+        "mosaic_guard_training.promote",
+        "Compare a new guard with the old one; write it only if it is better.",
+    ),
+    "tasks": ("mosaic_guard_training.sources.__main__", "Public data as task files."),
+}
+"""The stages of learning: module and what it does. Each reads its own options, so that a recipe can give them too."""
+
+
+def _stage(name: str) -> None:
+    module, help = _STAGES[name]
+
+    @app.command(
+        name,
+        help=help,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
+    def command(context: typer.Context) -> None:
+        with _one_sentence():
+            # Before torch is loaded: threads that spin while they wait make it many times slower beside other work.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            stage = importlib.import_module(module)
+        raise typer.Exit(stage.main(context.args))
+
+
+for _name in _STAGES:
+    _stage(_name)
 
 
 def _guards(names: list[str], sample: bool, seed: int, baselines: bool) -> dict[str, Guard]:

@@ -187,7 +187,7 @@ def _compared(settings: PromoteSettings, side: str) -> Compared:
     from mosaic_guard_training.collect import CollectSettings, collect
 
     where = settings.output / side
-    collect(
+    result = collect(
         CollectSettings(
             tasks=str(settings.tasks),
             output=where,
@@ -201,6 +201,10 @@ def _compared(settings: PromoteSettings, side: str) -> Compared:
             seed=settings.seed,
         )
     )
+    if result.failed:
+        raise TrainingError(
+            f"{len(result.failed)} runs failed under the {side} guard, see {where / 'failed.log'}: try again with --resume"
+        )
     found = {trajectory.id: trajectory for trajectory in read_traces(where)}
     known = {key: errors for key, trajectory in found.items() if (errors := errors_of(trajectory)) is not None}
     return Compared(found, known)
