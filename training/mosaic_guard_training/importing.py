@@ -268,7 +268,9 @@ def _read(kind: str, files: Sequence[Path]) -> Iterator[Conversation | Malformed
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`import FORMAT FILES --output DIR`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mosaic_guard import", description="Conversations that other systems logged, as traces.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mosaic_guard import", description="Conversations that other systems logged, as traces."
+    )
     parser.add_argument("format", choices=sorted(FORMATS), help="what the files hold")
     parser.add_argument("files", nargs="+", type=Path, help="files to read; for toolemu, the directory of its data")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new directory for the traces")
