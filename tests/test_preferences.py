@@ -60,7 +60,7 @@ def worlds(draw: st.DrawFn) -> list[Trajectory]:
     for number, each in enumerate(draw(st.lists(trajectories(), min_size=1, max_size=10))):
         task = f"{draw(st.sampled_from(ENVIRONMENTS))}/{each.task}"
         outcome = each.outcome
-        if outcome is not None and draw(st.integers(0, 7)) == 0:
+        if outcome is not None and draw(st.integers(0, 2)) == 0:
             outcome = replace(outcome, details={"suite": draw(st.sampled_from(ENVIRONMENTS))})
         found.append(replace(each, id=f"t{number}", task=task, outcome=outcome, file=TRACE))
     return found
