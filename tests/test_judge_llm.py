@@ -192,7 +192,8 @@ def test_no_text_can_leave_its_quotation_marks_or_the_limit(text: str, limit: in
 
 
 def test_peoples_words_are_clipped_last() -> None:
-    said = told(step(0, [("act", "sampled")]), ("human", "please " * 40 + "END"), ("tool", "noise " * 2000))
+    said = told(step(0, [("act", "sampled")]), ("tool", "noise " * 2000), ("human", "please " * 40 + "END"))
+    said = told(said, *[(m["type"], m["data"]["content"]) for m in said.messages], ("tool", "noise " * 2000))
     shown = render(trajectory("t", [said], None), 1200)
     assert "END" in shown
     assert "characters left out" in shown

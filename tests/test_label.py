@@ -104,6 +104,7 @@ def test_a_session_in_pieces_writes_what_one_session_would(
     assert pieces == whole
 
 
+@pytest.mark.slow
 def test_the_command_reads_a_pipe(traces: Path, tmp_path: Path) -> None:
     paths = os.pathsep.join(str(ROOT / part) for part in ("", "training", "integrations"))
     command = [sys.executable, "-m", "mosaic_guard_training.judging.label"]

@@ -2,6 +2,7 @@
 
 `datasets.load_dataset("json", data_files=FILE)` reads it. Every column has the same type in every part of the file, as
 that reader needs: where there is no step, `step` is -1 and `calls` is [-1]; where a guard had no adapter, its name is "".
+(Names that all look like dates are read as dates by that reader, not by `read_preferences`.)
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import hashlib
 import json
 import os
 import sys
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import starmap, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
 from mosaic_guard._transcript import Piece
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.pairs import ALL_KINDS, PreferencePair, Side
-from mosaic_guard_training.tokens import TokenSequence, merge, side_sequences
+from mosaic_guard_training.tokens import TokenSequence, side_sequences
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -70,22 +73,24 @@ class Preference:
     @cached_property
     def id(self) -> str:
         """Digest of the tokens and losses of both sides: two pairs that train the same have the same."""
-        return _digest(self._sequences)
+        chosen, rejected = self._digests
+        return hashlib.sha256(chosen + rejected).hexdigest()
 
     @cached_property
     def opposite(self) -> str:
         """The id that the pair would have with its sides exchanged."""
-        chosen, rejected = self._sequences
-        return _digest((rejected, chosen))
+        chosen, rejected = self._digests
+        return hashlib.sha256(rejected + chosen).hexdigest()
 
     @property
     def says_nothing(self) -> bool:
         """Whether the two sides carry the same loss, so that there is nothing to prefer."""
-        return merge(*self._sequences) is None
+        chosen, rejected = (side_sequences(side, sys.maxsize) for side in (self.pair.chosen, self.pair.rejected))
+        return not any(starmap(_train_apart, zip_longest(chosen, rejected, fillvalue=TokenSequence())))
 
     @cached_property
-    def _sequences(self) -> tuple[list[TokenSequence], list[TokenSequence]]:
-        return side_sequences(self.pair.chosen, sys.maxsize), side_sequences(self.pair.rejected, sys.maxsize)
+    def _digests(self) -> tuple[bytes, bytes]:
+        return _digest(self.pair.chosen), _digest(self.pair.rejected)
 
     def to_dict(self) -> dict[str, Any]:
         """The form that a preference file holds."""
@@ -208,6 +213,18 @@ def _side(record: Mapping[str, Any]) -> Side:
     return Side(record["trajectory"], segments, bool(record["twin"]))
 
 
-def _digest(sequences: tuple[list[TokenSequence], list[TokenSequence]]) -> str:
-    said = [[(s.ids, s.loss) for s in side] for side in sequences]
-    return hashlib.sha256(repr(said).encode()).hexdigest()
+def _train_apart(one: TokenSequence, other: TokenSequence) -> bool:
+    """Whether loss falls on anything after what two segments share, which is what a row of them keeps (`tokens.merge`)."""
+    if one == other:
+        return False
+    both = zip(zip(one.ids, one.loss, strict=True), zip(other.ids, other.loss, strict=True), strict=False)
+    common = next((i for i, (mine, theirs) in enumerate(both) if mine != theirs), min(len(one), len(other)))
+    return any(one.loss[common:]) or any(other.loss[common:])
+
+
+def _digest(side: Side) -> bytes:
+    """Of the tokens and losses of a side."""
+    digest = hashlib.sha256()
+    for sequence in side_sequences(side, sys.maxsize):
+        digest.update(len(sequence).to_bytes(8) + array("q", sequence.ids).tobytes() + bytes(sequence.loss))
+    return digest.digest()
