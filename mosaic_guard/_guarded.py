@@ -33,7 +33,9 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         """As the unguarded graph; new input on an open step first closes it as cancelled."""
         if self._may_be_open(input, config):
             thread = ensure_config(self.config, config)
-            answers = self._cancelled(self.get_state(thread))
+            state = self.get_state(thread)
+            # Named, a checkpoint is shown without what its unfinished tasks wrote, which new input drops.
+            answers = self._cancelled(self.get_state(state.config)) if state.tasks else None
             if answers:
                 self.update_state(thread, answers, as_node=self._nodes.refuse_name)
         yield from super().stream(input, self._user_steps(config), **kwargs)
@@ -42,7 +44,8 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         """As the unguarded graph; new input on an open step first closes it as cancelled."""
         if self._may_be_open(input, config):
             thread = ensure_config(self.config, config)
-            answers = self._cancelled(await self.aget_state(thread))
+            state = await self.aget_state(thread)
+            answers = self._cancelled(await self.aget_state(state.config)) if state.tasks else None
             if answers:
                 await self.aupdate_state(thread, answers, as_node=self._nodes.refuse_name)
         async for chunk in super().astream(input, self._user_steps(config), **kwargs):
@@ -77,20 +80,16 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         return isinstance(saver, BaseCheckpointSaver) and "thread_id" in given and TASK_ID not in given
 
     def _cancelled(self, state: Any) -> dict[str, list[BaseMessage]] | None:
-        """Answers to the open calls of a thread: what a finished task of the step returned, or that it was cancelled."""
+        """Answers to the open calls of a checkpoint: what a finished task of the step returned, or that it was cancelled."""
         nodes = self._nodes
         messages = nodes.messages_in(state.values)
         index = proposing(messages)
         after = messages[index + 1 :]
-        if index < 0 or not state.tasks or not all(isinstance(m, ToolMessage) for m in after):
+        if index < 0 or not all(isinstance(m, ToolMessage) for m in after):
             return None
         started = any(task.name in nodes.gates for task in state.tasks)
-        # Results of finished tasks are no part of the checkpoint yet, though the snapshot may show them: new input drops them.
         results = [m for task in state.tasks for m in _tool_messages(task.result, nodes.messages_key)]
         answered = [m.tool_call_id for m in after]
-        for result in results:
-            if result.tool_call_id in answered:
-                answered.remove(result.tool_call_id)
         answers: list[BaseMessage] = []
         for call in messages[index].tool_calls:
             if call["id"] in answered:

@@ -546,6 +546,34 @@ async def test_a_checkpointer_that_fails_at_any_write_leaves_a_thread_that_resum
     assert all(count <= most[False][call] for call, count in most[True].items())
 
 
+@pytest.mark.parametrize("run_async", [False, True])
+@pytest.mark.parametrize(("verdict", "on_refuse"), [("act", "replan"), ("refuse", "replan"), ("refuse", "end")])
+async def test_new_input_after_any_write_that_failed_finds_a_valid_history(
+    run_async: bool, verdict: Any, on_refuse: Any
+) -> None:
+    """What was written last may be the agent's message, or the answers to it, which are not in a checkpoint yet."""
+    for k in range(1, 200):
+        saver = FailingSaver()
+        saver.k = k
+        guard = Guard(ScriptedGuardModel(verdict))
+        graph = guarded_graph(agent([], checkpointer=saver), guard=guard, on_refuse=on_refuse)
+
+        async def say(words: str, graph: Any = graph) -> Any:
+            given: Any = {"messages": [HumanMessage(words)]}
+            return (await graph.ainvoke(given, THREAD)) if run_async else graph.invoke(given, THREAD)
+
+        failed = False
+        try:
+            await say("look")
+        except StoreError:
+            failed = True
+        saver.k = None
+        assert_valid((await say("what now?"))["messages"])
+        if not failed:
+            break
+    assert k > 5
+
+
 # A process that is killed
 
 PROGRAM = """
