@@ -302,9 +302,13 @@ def train_guard(settings: RankingSettings, cases: Cases) -> dict[str, Any]:
 
 def guard_scores(settings: RankingSettings, cases: Cases, adapter: Path | None) -> dict[str, float]:
     """The highest P(refuse) along each trajectory of the sample, kept in `output/scores-*.jsonl`; by id."""
+    from mosaic_guard_training.outputs import read_losses
+
     name = f"scores-{'before' if adapter is None else 'after'}-{settings.plan}.jsonl"
     file = settings.output / name
-    done = {e["id"]: e for e in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    # The reader leaves out a torn last line; it is taken off the file too, so that the next one does not join it.
+    done = {entry["id"]: entry for entry in read_losses(file)}
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in done.values()))
     todo = {side.id: side for pair in cases.sample for side in pair if side.id not in done}
     if todo:
         from mosaic_guard import Guard
@@ -394,6 +398,7 @@ def report(settings: RankingSettings) -> dict[str, Any]:
     """Every stage, then the table; written to `output/report.json`."""
     from mosaic_guard_training.outputs import write_json
 
+    _claim(settings)
     cases = load(settings)
     say(f"{len(cases.test)} agreed pairs held out, of which {len(cases.sample)} are ranked")
     trained = train_guard(settings, cases)
@@ -412,7 +417,7 @@ def report(settings: RankingSettings) -> dict[str, Any]:
     }
     kinds = dict(_kinds(cases))
     table = {
-        name: {kind: accuracy(scores, pairs) for kind, pairs in kinds.items() if scores.keys() >= _ids(pairs)}
+        name: {kind: accuracy(scores, pairs) for kind, pairs in kinds.items() if pairs and scores.keys() >= _ids(pairs)}
         for name, scores in rankers.items()
     }
     mine = rights(after, cases.sample)
@@ -435,6 +440,24 @@ def report(settings: RankingSettings) -> dict[str, Any]:
     }
     write_json(settings.output / "report.json", result)
     return result
+
+
+def _claim(settings: RankingSettings) -> None:
+    """Note the settings in the output directory, or check that it holds a run with the same.
+
+    Raises:
+        TrainingError: If it holds another.
+    """
+    from mosaic_guard_training.outputs import write_json
+
+    wanted = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
+    wanted.pop("output")
+    note = settings.output / "settings.json"
+    if not note.exists():
+        (settings.output / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_json(note, wanted)
+    elif changed := [key for key, value in wanted.items() if json.loads(note.read_text()).get(key) != value]:
+        raise TrainingError(f"{str(settings.output)!r} holds a run with another {changed[0]}: name another --output")
 
 
 def _kinds(cases: Cases) -> Iterator[tuple[str, list[Pair]]]:
