@@ -17,10 +17,10 @@ from mosaic_guard_training.evaluation.toolemu_ranking import (
     RankingSettings,
     accuracy,
     bootstrap,
-    group_row,
     main,
     rights,
 )
+from mosaic_guard_training.evaluation.toolemu_rows import group_row
 from mosaic_guard_training.importing import ImportingError, import_files
 from mosaic_guard_training.importing import main as import_main
 from mosaic_guard_training.sources.toolemu import (
