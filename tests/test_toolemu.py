@@ -107,10 +107,14 @@ def test_no_family_is_on_both_sides(kits: list[list[str]], seed: int, held_out: 
 def test_a_split_file_settles_it(tmp_path: Path) -> None:
     cases = read_cases(write_toolemu(tmp_path))
     splits = tmp_path / "splits.json"
-    splits.write_text(json.dumps({"toolemu": {c["name"]: "test" if i < 3 else "train" for i, c in enumerate(cases)}}))
+    sides = {c["name"]: "test" if i < 3 else "train" for i, c in enumerate(cases)}
+    splits.write_text(json.dumps({"sources": {"toolemu": {"cases": sides}}}))
     assert split_cases(cases, splits=splits)[1] == ["case_0", "case_1", "case_2"]
-    splits.write_text(json.dumps({"toolemu": {"case_0": "test"}}))
+    splits.write_text(json.dumps({"sources": {"toolemu": {"cases": {"case_0": "test"}}}}))
     with pytest.raises(ImportingError, match="puts case_1 and 6 more on no side"):
+        split_cases(cases, splits=splits)
+    splits.write_text("[]")
+    with pytest.raises(ImportingError, match="has no"):
         split_cases(cases, splits=splits)
 
 

@@ -203,15 +203,20 @@ def split_cases(
         cases: As `read_cases` returns them.
         held_out: How many cases to hold out; fewer if the families do not add up to it.
         seed: Decides which families.
-        splits: A JSON file that settles it instead: under `toolemu`, case names to `train` or `test`.
+        splits: `splits.json`, which settles it instead: its `sources.toolemu.cases` says `train` or `test` of each case.
 
     Raises:
         ImportingError: If the file does not name every case.
     """
     if splits is not None:
-        said = _json(splits).get("toolemu", {})
+        try:
+            said = _json(splits)["sources"]["toolemu"]["cases"]
+        except (KeyError, TypeError) as error:
+            raise ImportingError(f"{splits}: it has no `sources.toolemu.cases`") from error
         if missing := [c["name"] for c in cases if said.get(c["name"]) not in ("train", "test")]:
-            raise ImportingError(f"{splits}: `toolemu` puts {missing[0]} and {len(missing) - 1} more on no side")
+            raise ImportingError(
+                f"{splits}: `sources.toolemu.cases` puts {missing[0]} and {len(missing) - 1} more on no side"
+            )
         test = {name for name, side in said.items() if side == "test"}
     else:
         of = families(cases)
