@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mosaic_guard import Guard, TraceWriter, Trajectory, read_traces
 from mosaic_guard._transcript import Limits
 from mosaic_guard.models.local import LocalGuardModel, _Writer
 from mosaic_guard_training.hindsight import EvidencePlanModel, HindsightModel, hindsight, plan_text
-from mosaic_guard_training.importing import Conversation, import_conversations
+from mosaic_guard_training.importing import Conversation, import_conversations, main
 from mosaic_guard_training.pairs import build_pairs
 from mosaic_guard_training.replay import rejudge, steps_as_judged
 from mosaic_guard_training.tokens import pair_row, token_sequence
@@ -157,6 +158,28 @@ def test_a_thread_that_outgrows_the_window_goes_on_in_a_new_segment(tmp_path: Pa
 def test_a_step_that_does_not_fit_has_no_pieces(tmp_path: Path) -> None:
     taught = hindsight(imported(tmp_path), teacher(window=64))
     assert all(step.pieces == [] and step.decisions[0].source == "error" for step in taught.steps)
+
+
+def test_an_import_with_blocks_is_what_training_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = tiny_model()
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    call = {"id": "a", "type": "function", "function": {"name": "pay", "arguments": '{"sum": 50}'}}
+    chat = [{"role": "user", "content": "Pay 50."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    (tmp_path / "log.json").write_text(json.dumps([{"messages": chat, "outcome": {"harmful": False}}]))
+    command = ["openai", str(tmp_path / "log.json"), "--output", str(tmp_path / "out")]
+    assert main([*command, "--hindsight", str(tmp_path / "nothing")]) == 1
+    assert "nothing" in capsys.readouterr().err
+    assert main([*command, "--hindsight", str(tmp_path / "base")]) == 0
+    (found,) = read_traces(tmp_path / "out")
+    assert found.guard["base_model"] == str(tmp_path / "base")
+    assert found.outcome is not None
+    (pieces,) = segments(found.steps)
+    sequence = token_sequence(pieces)
+    assert any(sequence.loss)
+    assert verdict_words(found.steps[0])
+    again = hindsight(found, HindsightModel(tokenizer, name=str(tmp_path / "base"), window=4096))
+    assert [s.pieces for s in again.steps] == [s.pieces for s in found.steps]
 
 
 @settings(max_examples=40, deadline=None)

@@ -37,7 +37,7 @@ from mosaic_guard_training.replay import steps_as_judged
 if TYPE_CHECKING:
     from mosaic_guard._decision import Call, Step, Verdict
     from mosaic_guard._evidence import CallEvidence
-    from mosaic_guard._trace import StepRecord, Trajectory
+    from mosaic_guard._trace import StepRecord, TraceWriter, Trajectory
     from mosaic_guard._transcript import JudgedStep, Kind, Prompt
 
 _SIZES = ((110, 6), (80, 4), (50, 3), (30, 2), (0, 1), (0, 0))
@@ -228,3 +228,32 @@ def hindsight(
             )
         )
     return replace(trajectory, guard=Guard(teacher, check=check).describe(), steps=steps)
+
+
+def write_trajectory(writer: TraceWriter, trajectory: Trajectory) -> None:
+    """Log a whole trajectory, such as `hindsight` returns, so that training reads it like any other."""
+    for step in trajectory.steps:
+        writer.step(
+            {
+                "guard": writer.header(trajectory.guard),
+                "tools": writer.tool_specs(step.tools),
+                "trajectory": trajectory.id,
+                "task": trajectory.task,
+                "step": step.step,
+                "at": step.at,
+                "after": step.after or None,
+                "segment": step.segment,
+                "thread": None,
+                "messages": list(step.messages),
+                "calls": list(step.calls),
+                "decisions": [decision.to_dict() for decision in step.decisions],
+                "think": step.think,
+                "safety_thoughts": step.safety_thoughts,
+                "pieces": [piece.to_dict() for piece in step.pieces],
+                "seconds": dict(step.seconds),
+            }
+        )
+        if step.feedback:
+            writer.feedback(trajectory.id, step.step, step.at, step.feedback)
+    if trajectory.outcome is not None:
+        writer.outcome(trajectory.id, trajectory.outcome)

@@ -3,8 +3,9 @@
     python -m mosaic_guard_training.importing openai chats.jsonl --output traces/imported
 
 Each AI message with tool calls becomes a step; its calls ran, so they are `act`, with source `imported`. There are no guard
-tokens: `hindsight.py` writes them, or `replay.py` has a guard judge the steps. A conversation that cannot be read is left
-out, with its reason and count; a file that cannot be read is an error, and then nothing is written.
+tokens, but `--hindsight default` writes some to train on (`hindsight.py`), and `replay.py` has a guard judge the steps. A
+conversation that cannot be read is left out, with its reason and count; a file that cannot be read is an error, and then
+nothing is written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, convert_to_messages, messages_to_dict
 
 from mosaic_guard._digest import messages_digest
-from mosaic_guard._trace import Outcome, TraceWriter
+from mosaic_guard._errors import MissingExtraError, ModelLoadError
+from mosaic_guard._trace import Outcome, TraceWriter, read_traces
 from mosaic_guard._waiting import as_calls, final_answer, task_of
 
 FORMATS = {
@@ -227,15 +229,17 @@ def _plain(message: Any) -> dict[str, Any]:
     return plain
 
 
-def import_files(kind: str, files: Sequence[Path], output: Path) -> Imported:
+def import_files(kind: str, files: Sequence[Path], output: Path, *, hindsight_for: str | None = None) -> Imported:
     """Read files of one format and write a directory of traces, whole or not at all.
 
     Args:
         kind: A key of `FORMATS`.
         files: Files, or what else the format reads.
         output: A directory that does not exist or is empty.
+        hindsight_for: Base model whose tokens to write guard blocks with, `default` for the default one; None for none.
 
     Raises:
+        ModelLoadError: If there is no such base model.
         ImportingError: If a file cannot be read, nothing was found in them, or `output` holds something.
         OSError: If the output cannot be written.
     """
@@ -249,10 +253,28 @@ def import_files(kind: str, files: Sequence[Path], output: Path) -> Imported:
     if not result.trajectories:
         reasons = ", ".join(f"{number} {reason}" for reason, number in result.skipped.items()) or "they are empty"
         raise ImportingError(f"no conversation to import in {', '.join(map(str, files))}: {reasons}")
+    if hindsight_for is not None:
+        _write_blocks(part, None if hindsight_for == "default" else hindsight_for)
     if output.exists():
         output.rmdir()
     part.rename(output)
     return result
+
+
+def _write_blocks(directory: Path, base: str | None) -> None:
+    """Put hindsight blocks into the traces of a directory."""
+    from mosaic_guard.models.weights import DEFAULT_BASE, load_base_model
+    from mosaic_guard_training.hindsight import HindsightModel, hindsight, write_trajectory
+
+    model, tokenizer = load_base_model(base)
+    window = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 8192)
+    teacher = HindsightModel(tokenizer, name=base or DEFAULT_BASE, window=window)
+    plain = list(directory.glob("*.jsonl"))
+    with TraceWriter(directory) as writer:
+        for trajectory in read_traces(directory):
+            write_trajectory(writer, hindsight(trajectory, teacher))
+    for file in plain:
+        file.unlink()
 
 
 def _read(kind: str, files: Sequence[Path]) -> Iterator[Conversation | Malformed]:
@@ -274,10 +296,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("format", choices=sorted(FORMATS), help="what the files hold")
     parser.add_argument("files", nargs="+", type=Path, help="files to read; for toolemu, the directory of its data")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new directory for the traces")
+    parser.add_argument(
+        "--hindsight",
+        metavar="BASE",
+        help="write guard blocks in the tokens of this base model ('default', a path or a hub id), to train it on",
+    )
     options = parser.parse_args(arguments)
     try:
-        result = import_files(options.format, options.files, options.output)
-    except (ImportingError, OSError) as error:
+        result = import_files(options.format, options.files, options.output, hindsight_for=options.hindsight)
+    except (ImportingError, MissingExtraError, ModelLoadError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{result.trajectories} trajectories of {result.steps} steps in {options.output}")

@@ -20,21 +20,16 @@ import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import combinations
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mosaic_guard._trace import Trajectory, read_traces
 from mosaic_guard_training.errors import TrainingError
+from mosaic_guard_training.evaluation.toolemu_rows import RowLimits, training_rows
 from mosaic_guard_training.importing import ImportingError, import_files
 from mosaic_guard_training.replay import score
 from mosaic_guard_training.sources.toolemu import agreed_pairs, families, read_cases, split_cases
-from mosaic_guard_training.tokens import CHOSEN, REJECTED, SHARED, PairRow, TokenSequence, token_sequence
-from mosaic_guard_training.twins import segments, verdict_words
-
-if TYPE_CHECKING:
-    from mosaic_guard_training.hindsight import HindsightModel
 
 Pair = tuple[Trajectory, Trajectory]
 """(safer, less safe)."""
@@ -141,120 +136,6 @@ def _sample(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
     return [pair for pair in pairs if all(side.id in chosen for side in pair)]
 
 
-def training_rows(
-    trajectories: Sequence[Trajectory], teacher: HindsightModel, settings: RankingSettings
-) -> tuple[list[PairRow], list[str]]:
-    """The rows to train on, and the ids of the trajectories in them.
-
-    Cases take turns in random order until `max_tokens` are reached, each time with other trajectories.
-    """
-    by_case: dict[str, dict[bool, list[Trajectory]]] = {}
-    for trajectory in trajectories:
-        harmful = trajectory.outcome.harmful if trajectory.outcome else None
-        if harmful is not None:
-            by_case.setdefault(trajectory.task, {True: [], False: []})[harmful].append(trajectory)
-    draw = random.Random(f"{settings.seed}\0rows")
-    refuse = teacher.word("refuse")[0]
-    queues = {case: {k: draw.sample(v, len(v)) for k, v in sides.items()} for case, sides in by_case.items()}
-    rows: list[PairRow] = []
-    seen: list[str] = []
-    tokens = 0
-    while queues:
-        for case in draw.sample(sorted(queues), len(queues)):
-            safe = _taken(queues[case][False], teacher, settings)
-            unsafe = _taken(queues[case][True], teacher, settings)
-            size = min(len(safe), len(unsafe))
-            if not size:
-                del queues[case]
-                continue
-            row = group_row([s for _, s in safe[:size]], [s for _, s in unsafe[:size]], refuse)
-            tokens += len(row)
-            if tokens > settings.max_tokens:
-                return rows, seen
-            rows.append(row)
-            seen += [name for name, _ in (*safe[:size], *unsafe[:size])]
-    return rows, seen
-
-
-def _taken(
-    queue: list[Trajectory], teacher: HindsightModel, settings: RankingSettings
-) -> list[tuple[str, TokenSequence]]:
-    """The next trajectories of a queue that are short enough, as token sequences."""
-    taken: list[tuple[str, TokenSequence]] = []
-    while queue and len(taken) < settings.group:
-        trajectory = queue.pop()
-        sequence = verdict_sequence(trajectory, teacher) if len(trajectory.steps) <= _MOST_STEPS else None
-        if sequence is not None and len(sequence) <= settings.max_trajectory:
-            taken.append((trajectory.id, sequence))
-    return taken
-
-
-_MOST_STEPS = 4
-"""Trajectories of more steps would be too long for a row anyway."""
-
-
-def verdict_sequence(trajectory: Trajectory, teacher: HindsightModel) -> TokenSequence | None:
-    """A trajectory with hindsight blocks as one sequence with loss on its verdict words; None if it needs two segments."""
-    from mosaic_guard_training.hindsight import hindsight
-
-    steps = []
-    for step in hindsight(trajectory, teacher, check="never").steps:
-        words = {where.start for where in verdict_words(step).values()}
-        pieces = [
-            replace(piece, kind="forced") if piece.kind == "target" and i not in words else piece
-            for i, piece in enumerate(step.pieces)
-        ]
-        steps.append(replace(step, pieces=pieces))
-    found = segments(steps)
-    return token_sequence(found[0]) if len(found) == 1 else None
-
-
-def group_row(safe: Sequence[TokenSequence], unsafe: Sequence[TokenSequence], refuse: int) -> PairRow:
-    """One row for DPO of some trajectories of one case; what all of them share is read once.
-
-    At each verdict the row branches into the two words. Chosen are the safe trajectories as they were and the unsafe ones'
-    twins that refuse; rejected are the safe ones' twins and the unsafe ones as they were.
-
-    Args:
-        safe: Token sequences with loss on the word `act` of each verdict.
-        unsafe: Likewise.
-        refuse: First token of the word `refuse`.
-    """
-    sides = [*((s, True) for s in safe), *((s, False) for s in unsafe)]
-    common = min(_common(one, other) for (one, _), (other, _) in combinations(sides, 2))
-    row = PairRow()
-    first = sides[0][0]
-    for at in range(common):
-        _append(row, first.ids[at], at, SHARED, max(at - 1, 0))
-    for branch, (sequence, acted_well) in enumerate(sides, REJECTED + 1):
-        before = common - 1
-        for at in range(common, max(i for i, loss in enumerate(sequence.loss) if loss) + 1):
-            if sequence.loss[at]:
-                for word, side in ((sequence.ids[at], acted_well), (refuse, not acted_well)):
-                    _append(row, word, at, CHOSEN if side else REJECTED, before)
-                    (row.chosen_loss if side else row.rejected_loss)[-1] = 1
-            _append(row, sequence.ids[at], at, branch, before)
-            before = len(row) - 1
-    return row
-
-
-def _common(one: TokenSequence, other: TokenSequence) -> int:
-    """Tokens shared from the beginning, up to the first with loss."""
-    pairs = zip(one.ids, other.ids, one.loss, other.loss, strict=False)
-    ends = (at for at, (a, b, x, y) in enumerate(pairs) if a != b or x or y)
-    return next(ends, min(len(one), len(other)))
-
-
-def _append(row: PairRow, token: int, position: int, branch: int, before: int) -> None:
-    row.input_ids.append(token)
-    row.position_ids.append(position)
-    row.segment_ids.append(0)
-    row.branch_ids.append(branch)
-    row.previous.append(before)
-    row.chosen_loss.append(0)
-    row.rejected_loss.append(0)
-
-
 def train_guard(settings: RankingSettings, cases: Cases) -> dict[str, Any]:
     """Train an adapter into `output/adapter`, or go on with it; returns what `output/training.json` says."""
     note = settings.output / "training.json"
@@ -284,7 +165,8 @@ def train_guard(settings: RankingSettings, cases: Cases) -> dict[str, Any]:
     model, tokenizer, lora = load_start(Start(base), options, choose_dtype("auto"))
     depth = int(model.config.get_text_config().num_hidden_layers)
     lora.layers_to_transform = list(range(max(depth - settings.layers, 0), depth))
-    rows, seen = training_rows(cases.train, HindsightModel(tokenizer, name=base), settings)
+    limits = RowLimits(settings.group, settings.max_trajectory, settings.max_tokens)
+    rows, seen = training_rows(cases.train, HindsightModel(tokenizer, name=base), limits, settings.seed)
     if not rows:
         raise TrainingError("no case has a safe and an unsafe trajectory that is short enough: raise --max-trajectory")
     say(f"training on {len(rows)} rows of {len(seen)} trajectories, {sum(map(len, rows)):,} tokens")
@@ -302,9 +184,13 @@ def train_guard(settings: RankingSettings, cases: Cases) -> dict[str, Any]:
 
 def guard_scores(settings: RankingSettings, cases: Cases, adapter: Path | None) -> dict[str, float]:
     """The highest P(refuse) along each trajectory of the sample, kept in `output/scores-*.jsonl`; by id."""
+    from mosaic_guard_training.outputs import read_losses
+
     name = f"scores-{'before' if adapter is None else 'after'}-{settings.plan}.jsonl"
     file = settings.output / name
-    done = {e["id"]: e for e in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    # The reader leaves out a torn last line; it is taken off the file too, so that the next one does not join it.
+    done = {entry["id"]: entry for entry in read_losses(file)}
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in done.values()))
     todo = {side.id: side for pair in cases.sample for side in pair if side.id not in done}
     if todo:
         from mosaic_guard import Guard
@@ -394,6 +280,7 @@ def report(settings: RankingSettings) -> dict[str, Any]:
     """Every stage, then the table; written to `output/report.json`."""
     from mosaic_guard_training.outputs import write_json
 
+    _claim(settings)
     cases = load(settings)
     say(f"{len(cases.test)} agreed pairs held out, of which {len(cases.sample)} are ranked")
     trained = train_guard(settings, cases)
@@ -412,7 +299,7 @@ def report(settings: RankingSettings) -> dict[str, Any]:
     }
     kinds = dict(_kinds(cases))
     table = {
-        name: {kind: accuracy(scores, pairs) for kind, pairs in kinds.items() if scores.keys() >= _ids(pairs)}
+        name: {kind: accuracy(scores, pairs) for kind, pairs in kinds.items() if pairs and scores.keys() >= _ids(pairs)}
         for name, scores in rankers.items()
     }
     mine = rights(after, cases.sample)
@@ -435,6 +322,24 @@ def report(settings: RankingSettings) -> dict[str, Any]:
     }
     write_json(settings.output / "report.json", result)
     return result
+
+
+def _claim(settings: RankingSettings) -> None:
+    """Note the settings in the output directory, or check that it holds a run with the same.
+
+    Raises:
+        TrainingError: If it holds another.
+    """
+    from mosaic_guard_training.outputs import write_json
+
+    wanted = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
+    wanted.pop("output")
+    note = settings.output / "settings.json"
+    if not note.exists():
+        (settings.output / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_json(note, wanted)
+    elif changed := [key for key, value in wanted.items() if json.loads(note.read_text()).get(key) != value]:
+        raise TrainingError(f"{str(settings.output)!r} holds a run with another {changed[0]}: name another --output")
 
 
 def _kinds(cases: Cases) -> Iterator[tuple[str, list[Pair]]]:

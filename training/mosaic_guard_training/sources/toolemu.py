@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 
 from mosaic_guard._trace import Outcome
-from mosaic_guard_training.importing import Conversation, ImportingError, Malformed
+from mosaic_guard_training.importing import Conversation, ImportingError
 
 if TYPE_CHECKING:
     from mosaic_guard._trace import Trajectory
@@ -37,7 +38,7 @@ HUBS = ("Gmail", "Terminal")
 _READING = ("Get", "Search", "List", "Read", "View", "Check", "Find", "Retrieve", "Query", "Show", "Lookup", "Fetch")
 
 
-def read(directory: Path) -> Iterator[Conversation | Malformed]:
+def read(directory: Path) -> Iterator[Conversation]:
     """All trajectories as conversations; the task is the case.
 
     Raises:
@@ -45,15 +46,17 @@ def read(directory: Path) -> Iterator[Conversation | Malformed]:
     """
     known = {case["name"]: case for case in read_cases(directory)}
     specs = tool_specs(directory)
-    with _opened(directory / TRAJECTORIES) as stream:
-        for number, line in enumerate(stream, 1):
-            where = f"{directory / TRAJECTORIES}:{number}"
-            try:
-                row = json.loads(line)
-                case = known[row["case"]]
-                yield _conversation(row, [spec for kit in case["Toolkits"] for spec in specs[kit]], number)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ImportingError(f"{where}: not a scored trajectory ({type(error).__name__}: {error})") from error
+    file = directory / TRAJECTORIES
+    for number, line in enumerate(_lines(file), 1):
+        try:
+            row = json.loads(line)
+            case = known[row["case"]]
+            found = _conversation(row, [spec for kit in case["Toolkits"] for spec in specs[kit]], number)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ImportingError(
+                f"{file}:{number}: not a scored trajectory ({type(error).__name__}: {error})"
+            ) from error
+        yield found
 
 
 def _conversation(row: Mapping[str, Any], tools: Sequence[Mapping[str, Any]], number: int) -> Conversation:
@@ -200,15 +203,20 @@ def split_cases(
         cases: As `read_cases` returns them.
         held_out: How many cases to hold out; fewer if the families do not add up to it.
         seed: Decides which families.
-        splits: A JSON file that settles it instead: under `toolemu`, case names to `train` or `test`.
+        splits: `splits.json`, which settles it instead: its `sources.toolemu.cases` says `train` or `test` of each case.
 
     Raises:
         ImportingError: If the file does not name every case.
     """
     if splits is not None:
-        said = _json(splits).get("toolemu", {})
+        try:
+            said = _json(splits)["sources"]["toolemu"]["cases"]
+        except (KeyError, TypeError) as error:
+            raise ImportingError(f"{splits}: it has no `sources.toolemu.cases`") from error
         if missing := [c["name"] for c in cases if said.get(c["name"]) not in ("train", "test")]:
-            raise ImportingError(f"{splits}: `toolemu` puts {missing[0]} and {len(missing) - 1} more on no side")
+            raise ImportingError(
+                f"{splits}: `sources.toolemu.cases` puts {missing[0]} and {len(missing) - 1} more on no side"
+            )
         test = {name for name, side in said.items() if side == "test"}
     else:
         of = families(cases)
@@ -235,8 +243,9 @@ def _json(file: Path) -> Any:
         raise ImportingError(f"{file}: {error}") from error
 
 
-def _opened(file: Path) -> Any:
+def _lines(file: Path) -> Iterator[str]:
     try:
-        return gzip.open(file, "rt", encoding="utf-8")
-    except OSError as error:
+        with gzip.open(file, "rt", encoding="utf-8") as stream:
+            yield from stream
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ImportingError(f"{file}: {error}") from error
