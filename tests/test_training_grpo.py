@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_training_methods import environment
 from tiny_model import tiny_model
 from training_traces import step
 
@@ -26,6 +29,7 @@ from mosaic_guard_training.settings import TrainSettings
 from mosaic_guard_training.toy import LIMITS, SEEN, UNSEEN, held_out_tasks, log_traces, score, toy_tasks, training_tasks
 from mosaic_guard_training.trainer import quiet_libraries
 
+ROOT = Path(__file__).parent.parent
 ENVIRONMENT = "mosaic_guard_training.toy:training_tasks"
 outcomes = st.builds(Outcome, st.sampled_from([True, False, None]), st.sampled_from([True, False, None]))
 
@@ -209,6 +213,22 @@ def test_an_unfinished_run_of_roll_outs_goes_on(base: str, tmp_path: Path, monke
 
 def numbers(losses: Sequence[dict[str, Any]]) -> list[float]:
     return [line[key] for line in losses for key in ("step", "loss", "reward", "silent_groups", "entropy", "grad_norm")]
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_groups_stay_whole_on_two_processes(base: str, tmp_path: Path) -> None:
+    """Each process rolls out its own groups, and both are counted."""
+    recipe = ROOT / "training" / "mosaic_guard_training" / "recipes" / "accelerate_cpu.yaml"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(recipe), "-m", "mosaic_guard.train"]
+    arguments = options(base, tmp_path / "out", "--batch-size", "4")
+    done = subprocess.run(
+        [sys.executable, *launch, *arguments], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "out" / "manifest.json").read_text())["metrics"]
+    assert metrics["groups"]["all"] == 4
+    assert metrics["preference"] == 1.5
 
 
 @pytest.mark.model
