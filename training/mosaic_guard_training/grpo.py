@@ -239,14 +239,26 @@ class GuardGRPOTrainer(OurRows, GRPOTrainer):
         scored = []
         for start in range(0, len(input_ids), batch_size or len(input_ids)):
             some = slice(start, start + (batch_size or len(input_ids)))
-            ids = input_ids[some]
-            labels = ids.masked_fill(loss[some] == 0, -100)
+            # Roll-outs of a group often say the same: equal rows are read once, and their gradients add up.
+            each = torch.stack([input_ids[some], segment_ids[some], loss[some]], dim=1)
+            (ids, segments, kept), back = _unique(each)
             with self.accelerator.autocast():
-                scored.append(
-                    reader(input_ids=ids, attention_mask=segment_ids[some], labels=labels, fused_lm_head=True)
+                found = reader(
+                    input_ids=ids,
+                    attention_mask=segments,
+                    labels=ids.masked_fill(kept == 0, -100),
+                    fused_lm_head=True,
                 )
-        logps = torch.cat([each.log_probs for each in scored])
-        return logps, torch.cat([each.entropy for each in scored]) if compute_entropy else None, None
+            scored.append((found.log_probs[back], found.entropy[back]))
+        logps, entropies = (torch.cat(parts) for parts in zip(*scored, strict=True))
+        return logps, entropies if compute_entropy else None, None
+
+
+def _unique(rows: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """The rows of (rows, 3, T) that differ, field by field, and which of them each row is."""
+    different, back = torch.unique(rows, dim=0, return_inverse=True)
+    ids, segment_ids, loss = different.unbind(1)
+    return (ids, segment_ids, loss), back
 
 
 def _padded(rows: Sequence[Sequence[int]], trainer: Any) -> Tensor:

@@ -13,9 +13,9 @@ from mosaic_guard_training.options import check_ranges, flag, parse, setting
 Method = Literal["sft", "dpo", "kto", "grpo"]
 
 WHERE = frozenset(
-    {"traces", "preferences", "environment", "output", "resume", "save_steps", "keep_checkpoints", "adapter"}
+    {"traces", "preferences", "output", "resume", "save_steps", "keep_checkpoints", "base_model", "adapter"}
 )
-"""Settings that say where things are, and how a run is cut into sittings: they do not decide the result."""
+"""Settings that say where things are, which a manifest names by what they hold, and how a run is cut into sittings."""
 
 
 @dataclass(frozen=True, kw_only=True)

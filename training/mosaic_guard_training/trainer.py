@@ -55,8 +55,11 @@ def build_trainer(
     common = _common(model, settings, output, material.longest)
     made = {"model": model, "processing_class": tokenizer, "peft_config": lora}
 
+    # Before anything else asks for the state: on CPUs processes find each other only where they are told so.
+    processes = PartialState(cpu=not torch.cuda.is_available())
+
     def data(rows: Callable[[], Sequence[dict[str, Any]]]) -> datasets.Dataset:
-        with PartialState().main_process_first():
+        with processes.main_process_first():
             return rows_dataset(rows(), output.data)
 
     if settings.method == "dpo":
