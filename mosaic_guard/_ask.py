@@ -5,10 +5,12 @@ Both have the form of LangChain's `HumanInTheLoopMiddleware`, so that inboxes ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from mosaic_guard._channel import Channel, digest_of
 from mosaic_guard._waiting import FINAL
 
 AnswerType = Literal["approve", "edit", "reject", "respond"]
@@ -33,6 +35,34 @@ class Answer:
 
 class BadAnswerError(ValueError):
     """A resume value that is no answer to what was asked; the step stays open."""
+
+
+def ask_person(channel: Channel, ask: Callable[[dict[str, Any]], Any]) -> dict[str, Answer]:
+    """Have a person decide the asked calls of a checked step, all in one interrupt.
+
+    Args:
+        channel: The guard's channel.
+        ask: What a person answers to a payload; asked again where that is no answer.
+
+    Returns:
+        The answers, by digest of the call as proposed.
+    """
+    verdicts = channel["clearances"]["verdicts"]
+    times = Counter(digest_of(call) for _, _, calls in channel["go"] for call in calls)
+    asked = {digest_of(call): call for _, _, calls in channel["go"] for call in calls}
+    asked = {digest: call for digest, call in asked.items() if verdicts[digest]["verdict"] == "ask"}
+    shown = []
+    for digest, call in asked.items():
+        reason = verdicts[digest]["reason"]
+        often = f" It would run {times[digest]} times." if times[digest] > 1 else ""
+        shown.append(({**call, **verdicts[digest].get("run", {})}, f"{reason}{often}".strip()))
+    error = None
+    while True:
+        try:
+            answers = read_answers(ask(request(shown, error)), [call for call, _ in shown])
+            return dict(zip(asked, answers, strict=True))
+        except BadAnswerError as problem:
+            error = str(problem)
 
 
 def request(asked: Sequence[tuple[Mapping[str, Any], str]], error: str | None = None) -> dict[str, Any]:

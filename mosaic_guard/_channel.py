@@ -17,7 +17,7 @@ from langgraph.channels.binop import BinaryOperatorAggregate
 from langgraph.errors import EmptyChannelError
 
 from mosaic_guard._decision import call_digest
-from mosaic_guard._digest import digest_of_digests, message_digest
+from mosaic_guard._digest import digest_of_digests, message_digest, messages_digest
 
 GUARD_CHANNEL = "__mosaic_guard__"
 ROUTES_CHANNEL = "__mosaic_guard_routes__"
@@ -45,8 +45,8 @@ Channel = Mapping[str, Any]
 
 
 def channel_of(config: RunnableConfig) -> Channel:
-    """The guard's channel as the running task sees it; empty before the first step."""
-    return read(config, GUARD_CHANNEL) or {}
+    """The guard's channel as the running task has left it so far; empty before the first step."""
+    return read(config, GUARD_CHANNEL, fresh=True) or {}
 
 
 WRITTEN = "written"
@@ -178,6 +178,15 @@ def position(messages: Sequence[BaseMessage], digests: Sequence[str] | None = No
     last = messages[index].id if index >= 0 else None
     known = list(map(message_digest, messages[: index + 1])) if digests is None else digests[: index + 1]
     return f"{digest_of_digests(known)}:{last}:{answered}"
+
+
+def place(messages: Sequence[BaseMessage], index: int) -> str:
+    """Names a step by all that was said before the message that proposes its calls, and by that message's id.
+
+    What holds for the calls of a message that others may rewrite before its tools: its text may be redacted, and some of its
+    calls be answered. Those that are left have digests of their own. `position` is what holds where nobody does that.
+    """
+    return f"{messages_digest(messages[:index])}:{messages[index].id}"
 
 
 @dataclass(frozen=True)

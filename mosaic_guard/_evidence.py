@@ -18,6 +18,8 @@ from mosaic_guard._decision import Call
 
 REFUSAL_MARK = "mosaic_guard"
 """Key in a ToolMessage's `additional_kwargs` that marks the guard's own answer. The text of a tool result cannot set it."""
+REFUSED, REJECTED = "refusal", "rejection"
+"""Its values: the guard's own decision, and a person's."""
 
 OriginKind = Literal["user", "operator", "result", "agent", "nowhere"]
 

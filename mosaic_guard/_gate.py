@@ -23,7 +23,7 @@ from langgraph.types import CachePolicy, Command
 
 from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, Clearances, digest_of, read, write
 from mosaic_guard._decision import canonical_json
-from mosaic_guard._evidence import REFUSAL_MARK
+from mosaic_guard._evidence import REFUSAL_MARK, REFUSED
 from mosaic_guard._recursion import grant_superstep
 from mosaic_guard._waiting import speaking_for
 
@@ -62,21 +62,27 @@ class UnclearedCallError(ToolException):
     """A tool was about to run without a clearance for exactly this call."""
 
 
-def refusal_message(call: Mapping[str, Any], reason: str) -> ToolMessage:
-    """The answer to a call that does not run."""
+def refusal_message(call: Mapping[str, Any], reason: str, mark: str = REFUSED) -> ToolMessage:
+    """The answer to a call that does not run.
+
+    Args:
+        call: The call.
+        reason: Why.
+        mark: Who says so: `REFUSED` the guard, `REJECTED` a person.
+    """
     return ToolMessage(
         content=f"Refused by the guard: {reason}. The call did not run. Do not repeat it: go on without it or tell the user.",
         name=str(call.get("name")),
         tool_call_id=cast(str, call.get("id")),
         status="error",
-        additional_kwargs={REFUSAL_MARK: "refusal"},
+        additional_kwargs={REFUSAL_MARK: mark},
     )
 
 
 def answer_message(call: Mapping[str, Any], found: Mapping[str, Any]) -> ToolMessage:
     """The answer to a call that does not run: refused, or answered by a person."""
     if found["verdict"] != "respond":
-        return refusal_message(call, found["reason"])
+        return refusal_message(call, found["reason"], found.get("mark", REFUSED))
     return ToolMessage(
         content=found["reason"],
         name=str(call.get("name")),
@@ -84,7 +90,7 @@ def answer_message(call: Mapping[str, Any], found: Mapping[str, Any]) -> ToolMes
     )
 
 
-def _with_notice(output: Any, call: Mapping[str, Any]) -> Any:
+def with_notice(output: Any, call: Mapping[str, Any]) -> Any:
     """The result of a call that a person edited says so: the agent's message still shows what it wrote itself."""
     if not (isinstance(output, ToolMessage) and isinstance(output.content, str)):
         return output
@@ -107,12 +113,22 @@ class _GatedTool:
 
 
 def _verify(tool: Any, tool_input: Any, call_id: str | None) -> None:
+    if _handling.get() != digest_of(written_call(tool, tool_input, call_id)):
+        raise UnclearedCallError(f"{tool.name} was refused by the guard: {CHANGED}")
+
+
+def written_call(tool: Any, tool_input: Any, call_id: str | None) -> dict[str, Any]:
+    """The call that a gated tool is run for, as a model would have written it.
+
+    Args:
+        tool: A tool that `gated_tool` or `subclass_of` made; it says which arguments are injected.
+        tool_input: What it is run with.
+        call_id: The call's id.
+    """
+    written = tool_input  # a bare value is nothing that a model can have written, so it matches no clearance
     if isinstance(tool_input, Mapping):
         written = {key: value for key, value in tool_input.items() if key not in tool.mosaic_injected}
-        handled = _handling.get()
-        if handled is not None and handled == digest_of({"id": call_id, "name": tool.name, "args": written}):
-            return
-    raise UnclearedCallError(f"{tool.name} was refused by the guard: {CHANGED}")
+    return {"name": tool.name, "args": written, "id": call_id}
 
 
 def gated_tool(tool: BaseTool, injected: frozenset[str], gate: type = _GatedTool) -> BaseTool:
@@ -187,7 +203,7 @@ class _GatedToolNode:
                 output = super()._run_one(run, input_type, tool_runtime)  # type: ignore[misc]
         except UnclearedCallError:
             return refusal_message(call, CHANGED)
-        return _with_notice(output, run) if "run" in found else output
+        return with_notice(output, run) if "run" in found else output
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         found = self._mosaic_verdict(call, tool_runtime.config)
@@ -200,7 +216,7 @@ class _GatedToolNode:
                 output = await super()._arun_one(run, input_type, tool_runtime)  # type: ignore[misc]
         except UnclearedCallError:
             return refusal_message(call, CHANGED)
-        return _with_notice(output, run) if "run" in found else output
+        return with_notice(output, run) if "run" in found else output
 
     # Innermost: behind every wrapper, in whichever thread, whichever tool a wrapper has put into the request.
     def _execute_tool_sync(self, request: Any, input_type: Any, config: RunnableConfig) -> Any:

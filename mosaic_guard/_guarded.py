@@ -12,16 +12,13 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
 
+from mosaic_guard._cancelled import cancelled
 from mosaic_guard._channel import CHECKPOINTER, OUTER_WRITTEN, TASK_ID, proposing, written_in
 from mosaic_guard._recursion import UserSteps
+from mosaic_guard._waiting import unanswered
 
 if TYPE_CHECKING:
     from mosaic_guard._nodes import GuardNodes
-
-CANCELLED = "This call was cancelled: the user went on before it ran."
-CUT_OFF = (
-    "This call was cancelled: the user went on while it ran, and its result is not known. It may have had its effect."
-)
 
 
 class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
@@ -90,18 +87,8 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         started = any(task.name in nodes.gates for task in state.tasks)
         results = [m for task in state.tasks for m in _tool_messages(task.result, nodes.messages_key)]
         answered = [m.tool_call_id for m in after]
-        answers: list[BaseMessage] = []
-        for call in messages[index].tool_calls:
-            if call["id"] in answered:
-                answered.remove(call["id"])
-                continue
-            known = next((m for m in results if m.tool_call_id == call["id"]), None)
-            if known is not None:
-                results.remove(known)
-                answers.append(known)
-            else:
-                text = CUT_OFF if started else CANCELLED
-                answers.append(ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error"))
+        calls = unanswered(messages[index].tool_calls, answered)
+        answers: list[BaseMessage] = [*cancelled(calls, results, started)]
         return {nodes.messages_key: answers} if answers else None
 
 

@@ -21,7 +21,7 @@ from langgraph.prebuilt.tool_node import _get_all_injected_args
 
 from mosaic_guard._channel import digest_of, proposing, read
 from mosaic_guard._decision import Step
-from mosaic_guard._gate import refusal_message, subclass_of
+from mosaic_guard._gate import refusal_message, subclass_of, written_call
 from mosaic_guard._guard import Guard, Judgement
 from mosaic_guard._trace import TraceWriter
 from mosaic_guard._waiting import Waiting, as_authorised, as_calls, speaking_for, step_record
@@ -172,7 +172,7 @@ class _GuardedTool:
     mosaic_injected: ClassVar[frozenset[str]]
 
     def run(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        call = self._mosaic_call(tool_input, kwargs.get("tool_call_id"))
+        call = written_call(self, _arguments(tool_input), kwargs.get("tool_call_id"))
         found = self.mosaic_judging.verdict(call)
         if found["verdict"] != "act":
             return _refused(call, found["reason"])
@@ -180,17 +180,16 @@ class _GuardedTool:
             return super().run(tool_input, *args, **kwargs)  # type: ignore[misc]
 
     async def arun(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        call = self._mosaic_call(tool_input, kwargs.get("tool_call_id"))
+        call = written_call(self, _arguments(tool_input), kwargs.get("tool_call_id"))
         found = await self.mosaic_judging.averdict(call)
         if found["verdict"] != "act":
             return _refused(call, found["reason"])
         with speaking_for(_talk().messages):
             return await super().arun(tool_input, *args, **kwargs)  # type: ignore[misc]
 
-    def _mosaic_call(self, tool_input: Any, call_id: str | None) -> dict[str, Any]:
-        given = tool_input if isinstance(tool_input, Mapping) else {"input": tool_input}
-        written = {key: value for key, value in given.items() if key not in self.mosaic_injected}
-        return {"id": call_id, "name": self.name, "args": written}  # type: ignore[attr-defined]
+
+def _arguments(tool_input: Any) -> Any:
+    return tool_input if isinstance(tool_input, Mapping) else {"input": tool_input}
 
 
 def _spend(talk: _Conversation, call: Mapping[str, Any]) -> Mapping[str, str]:

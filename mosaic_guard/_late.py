@@ -19,11 +19,17 @@ from typing import Any, cast
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
-from mosaic_guard._channel import GUARD_CHANNEL, HiddenChannel, digest_of, hidden_channel, proposing, read
-from mosaic_guard._digest import messages_digest
+from mosaic_guard._channel import GUARD_CHANNEL, HiddenChannel, digest_of, hidden_channel, place, proposing, read
+from mosaic_guard._waiting import open_calls
 
-Verdicts = Mapping[str, Mapping[str, str]]
-"""`{"verdict", "reason"}` by digest of the call."""
+Found = Mapping[str, Any]
+"""What was decided about a call: `{"verdict", "reason"}`, and `run` where a person changed it."""
+
+Verdicts = Mapping[str, Found]
+"""By digest of the call."""
+
+AT_TOOL = "mosaic_guard_at_tool"
+"""In the config of what is judged late."""
 
 
 class Once:
@@ -89,10 +95,11 @@ class ToolTask:
     def of(cls, request: Any) -> ToolTask | None:
         """The task of a tool call request; None where there is no guarded agent around it."""
         # Not request.state: other middleware may have replaced it.
-        config = cast(RunnableConfig, getattr(request.runtime, "config", None) or {})
+        config = cast(RunnableConfig, dict(getattr(request.runtime, "config", None) or {}))
         channel = hidden_channel(config, GUARD_CHANNEL)
         messages = read(config, "messages") or ()
         index = proposing(messages)
+        config["configurable"] = {**config.get("configurable", {}), AT_TOOL: True}
         return cls(config, messages, index, channel) if channel is not None and index >= 0 else None
 
     @property
@@ -106,7 +113,7 @@ class ToolTask:
         clearances = self.channel.value.get("clearances") or {}
         return cast(Verdicts, clearances["verdicts"]) if clearances.get("step") == self.step else {}
 
-    def verdict(self, call: Mapping[str, Any], made_as: str | None) -> Mapping[str, str] | None:
+    def verdict(self, call: Mapping[str, Any], made_as: str | None) -> Found | None:
         """The check's verdict of a call; None where it was not judged.
 
         Args:
@@ -117,13 +124,12 @@ class ToolTask:
 
     def answered(self, call_id: str | None) -> bool:
         """Whether a call of the step has its result already."""
-        return call_id in answered(self.messages, self.index)
+        return any(isinstance(m, ToolMessage) and m.tool_call_id == call_id for m in self.messages[self.index + 1 :])
 
     def late_step(self, call: Mapping[str, Any]) -> tuple[str, list[BaseMessage], list[Any]]:
         """The step that a call without a verdict belongs to: its key, its history and its calls."""
         proposal = cast(AIMessage, self.messages[self.index])
-        done, issued = answered(self.messages, self.index), self.issued
-        calls: list[Any] = [c for c in proposal.tool_calls if c["id"] not in done and digest_of(c) not in issued]
+        calls: list[Any] = [c for c in open_calls(self.messages) if digest_of(c) not in self.issued]
         if digest_of(call) not in map(digest_of, calls):
             calls = [call]
             others = [c for c in proposal.tool_calls if c["id"] != call.get("id")]
@@ -135,16 +141,3 @@ class ToolTask:
     def once(self) -> Once:
         """What the run has judged late."""
         return cast(Once, self.channel.beside.setdefault("late", Once()))
-
-
-def place(messages: Sequence[BaseMessage], index: int) -> str:
-    """Names a step by all that was said before the message that proposes its calls, and by that message's id.
-
-    Not by what the message itself says: a redacted text leaves the calls what they are, and those have digests of their own.
-    """
-    return f"{messages_digest(messages[:index])}:{messages[index].id}"
-
-
-def answered(messages: Sequence[BaseMessage], index: int) -> set[str]:
-    """Ids of the calls that have a result after the message at `index`."""
-    return {message.tool_call_id for message in messages[index + 1 :] if isinstance(message, ToolMessage)}

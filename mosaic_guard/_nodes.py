@@ -24,7 +24,7 @@ from langgraph.constants import END
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Send, interrupt
 
-from mosaic_guard._ask import Answer, BadAnswerError, read_answers, request
+from mosaic_guard._ask import Answer, ask_person
 from mosaic_guard._channel import (
     CHECKPOINTER,
     GUARD_CHANNEL,
@@ -41,6 +41,7 @@ from mosaic_guard._channel import (
     written_in,
 )
 from mosaic_guard._decision import Decision, Step
+from mosaic_guard._evidence import REJECTED
 from mosaic_guard._function_node import FunctionNode
 from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
 from mosaic_guard._guard import Guard, Judgement, Plan
@@ -185,22 +186,8 @@ class GuardNodes:
         """Have a person decide the asked calls: one interrupt for all of the step. Nothing is judged here."""
         grant_superstep(config)
         channel = channel_of(config)
-        verdicts = channel["clearances"]["verdicts"]
-        asked = {digest_of(call): call for _, _, calls in channel["go"] for call in calls}
-        asked = {digest: call for digest, call in asked.items() if verdicts[digest]["verdict"] == "ask"}
-        times = Counter(digest_of(call) for _, _, calls in channel["go"] for call in calls)
-        shown = []
-        for digest, call in asked.items():
-            reason = verdicts[digest]["reason"]
-            often = f" It would run {times[digest]} times." if times[digest] > 1 else ""
-            shown.append(({**call, **verdicts[digest].get("run", {})}, f"{reason}{often}".strip()))
-        answers, error = None, None
-        while answers is None:
-            try:
-                answers = read_answers(interrupt(request(shown, error)), [call for call, _ in shown])
-            except BadAnswerError as problem:
-                error = str(problem)
-        write(config, GUARD_CHANNEL, self._answered(config, channel, dict(zip(asked, answers, strict=True))))
+        answers = ask_person(channel, interrupt)
+        write(config, GUARD_CHANNEL, self._answered(config, channel, answers))
 
     def clear_at_once(self, routes: list[list[Any]], config: RunnableConfig) -> bool:
         """Clear a step in the task that proposed it, if the policy alone lets all of it act.
@@ -546,7 +533,7 @@ class GuardNodes:
                 verdicts[digest] = {"verdict": "respond", "reason": answer.message}
             else:
                 why = f": {answer.message}" if answer.message else ""
-                verdicts[digest] = {"verdict": "refuse", "reason": f"a person rejected it{why}"}
+                verdicts[digest] = {"verdict": "refuse", "reason": f"a person rejected it{why}", "mark": REJECTED}
         rejected = any(answer.type == "reject" for answer in answers.values())
         ending = bool(channel["ending"]) or (rejected and self.on_refuse == "end")
         if self.trace is not None and channel.get("trajectory"):

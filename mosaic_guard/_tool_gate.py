@@ -19,10 +19,8 @@ from langchain_core.tools import BaseTool
 from langgraph.prebuilt.tool_node import _get_all_injected_args
 
 from mosaic_guard._channel import digest_of
-from mosaic_guard._gate import CHANGED, UnclearedCallError, gated_tool, refusal_message
-
-Found = Mapping[str, str]
-"""`{"verdict", "reason"}` of a call."""
+from mosaic_guard._gate import CHANGED, UnclearedCallError, gated_tool, refusal_message, written_call
+from mosaic_guard._late import Found
 
 
 class RefusedAtToolError(UnclearedCallError):
@@ -79,7 +77,7 @@ class _JudgedTool:
     mosaic_injected: ClassVar[frozenset[str]]
 
     def run(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        call, handling = _call(self, tool_input, kwargs), _handling.get()
+        call, handling = written_call(self, tool_input, kwargs.get("tool_call_id")), _handling.get()
         reason = handling.refusal(call) if isinstance(handling, Handling) else CHANGED
         if reason is not None:
             return _refuse(call, reason)
@@ -87,20 +85,12 @@ class _JudgedTool:
             return super().run(tool_input, *args, **kwargs)  # type: ignore[misc]
 
     async def arun(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        call, handling = _call(self, tool_input, kwargs), _handling.get()
+        call, handling = written_call(self, tool_input, kwargs.get("tool_call_id")), _handling.get()
         reason = await handling.arefusal(call) if isinstance(handling, Handling) else CHANGED
         if reason is not None:
             return _refuse(call, reason)
         with _now("inside"):
             return await super().arun(tool_input, *args, **kwargs)  # type: ignore[misc]
-
-
-def _call(tool: Any, tool_input: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The call as the model would have written it."""
-    written = tool_input
-    if isinstance(tool_input, Mapping):
-        written = {key: value for key, value in tool_input.items() if key not in tool.mosaic_injected}
-    return {"name": tool.name, "args": written, "id": kwargs.get("tool_call_id")}
 
 
 def _refuse(call: Mapping[str, Any], reason: str) -> ToolMessage:

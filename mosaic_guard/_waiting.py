@@ -100,13 +100,24 @@ def open_calls(messages: Sequence[BaseMessage]) -> list[Any]:
     """The calls of the last AI message that proposes any, without those that were answered since."""
     index = proposing(messages)
     answered = [m.tool_call_id for m in messages[index + 1 :] if isinstance(m, ToolMessage)]
-    calls = []
-    for call in cast(AIMessage, messages[index]).tool_calls if index >= 0 else []:
-        if call["id"] in answered:
-            answered.remove(call["id"])
+    return unanswered(cast(AIMessage, messages[index]).tool_calls if index >= 0 else [], answered)
+
+
+def unanswered(calls: Sequence[Any], answered: Sequence[str]) -> list[Any]:
+    """The calls without one for each answer, in order: ids repeat.
+
+    Args:
+        calls: The calls of one message.
+        answered: Ids that answers to them name.
+    """
+    left = list(answered)
+    open_ones = []
+    for call in calls:
+        if call["id"] in left:
+            left.remove(call["id"])
         else:
-            calls.append(call)
-    return calls
+            open_ones.append(call)
+    return open_ones
 
 
 def still_begins_with(messages: Sequence[Any], seen: Sequence[Any]) -> bool:
