@@ -364,7 +364,7 @@ def read_traces(path: str | os.PathLike[str]) -> list[Trajectory]:
                 elif kind == "step":
                     # A redaction hook may have dropped the header, or the tools.
                     start = Trajectory(record["trajectory"], record["task"], headers.get(record["guard"], {}), file)
-                    logged.append((record["time"], start, _step(record, tools.get(record.get("tools", ""), ()))))
+                    logged.append((record["time"], start, _step(record, tools.get(record.get("tools") or "", ()))))
                 elif kind == "outcome":
                     logged.append((record["time"], Trajectory(record["trajectory"], "", {}, file), _outcome(record)))
                 elif kind == "feedback":
