@@ -242,8 +242,11 @@ class GuardNodes:
             return [self.refuse_name]
         messages = self.messages_in(state)
         kept = still_begins_with(messages, channel["seen"])
-        if kept and any(isinstance(message, ToolMessage) for message in messages[channel["seen"][0] :]):
+        ids = {call.get("id") for _, _, calls in channel["go"] for call in calls}
+        since = messages[channel["seen"][0] :]
+        if kept and any(isinstance(message, ToolMessage) and message.tool_call_id in ids for message in since):
             # The step has run: langgraph takes an edit of its results for one by `check`, and would take the routes again.
+            # Results of other calls are those of a parallel branch.
             return []
         return [self._leave(messages, kept, *route) for route in channel["go"]]
 

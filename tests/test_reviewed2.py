@@ -353,3 +353,30 @@ def test_guarded_tools_run_where_nothing_was_said() -> None:
     builder.add_edge(START, "node")
     assert flow.invoke(3) == builder.compile().invoke({"x": 3})["x"] == "pay did 3"
     assert seen == [[], []]
+
+
+@pytest.mark.parametrize("behind", range(5))
+@pytest.mark.parametrize("policy", [Policy(), Policy(allow=["look"]), Policy(allow=["*"])], ids=["model", "one", "all"])
+def test_agents_side_by_side_lose_no_call(policy: Policy, behind: int) -> None:
+    """The second proposes its call so many supersteps after the first, while that one's step is judged or runs."""
+    log: list[Any] = []
+    builder = StateGraph(State)
+    builder.add_node("tools", ToolNode(make_tools(log)))
+    builder.add_edge("tools", END)
+    before = START
+    for number in range(behind):
+        builder.add_node(f"wait_{number}", lambda state: {})
+        builder.add_edge(before, f"wait_{number}")
+        before = f"wait_{number}"
+    for name, start, call in (("first", START, ("look", {"x": 1})), ("second", before, ("pay", {"x": 2}))):
+        step = calls(call, ids=[name])
+
+        def send(state: Any, step: AIMessage = step) -> list[Send]:
+            return [Send("tools", step.tool_calls)]
+
+        builder.add_node(name, says(step))
+        builder.add_edge(start, name)
+        builder.add_conditional_edges(name, send, ["tools"])
+    out = guarded_graph(builder.compile(), guard=guard(policy=policy)).invoke(ASK)
+    assert sorted(log) == [("look", 1), ("pay", 2)]
+    assert sorted(m.tool_call_id for m in out["messages"] if isinstance(m, ToolMessage)) == ["first", "second"]
