@@ -111,6 +111,7 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
         self._wired = True
         compiled: Any = super().compile(*args, **kwargs)
         if nodes is not None:
+            _without_defaults(compiled, nodes)
             lead_to_plan(compiled, nodes.gates, nodes.plan_name)
         for name in (nodes.plan_name, nodes.check_name) if nodes is not None else ():
             # Hidden tasks stay out of `updates`, `tasks` and `debug` streams, and out of interrupt_before="*".
@@ -285,7 +286,8 @@ class _Rewriting:
         branches = self.builder.branches.get(source, {}).values()
         leading = [b for b in branches if b.ends is None or not self.guarded.isdisjoint(b.ends.values())]
         spec = self.builder.nodes.get(source)
-        return len(ways) + len(leading) == 1 and spec is not None and spec.cache_policy is None
+        cached = spec is None or spec.cache_policy is not None or self.builder._node_defaults.cache_policy is not None
+        return len(ways) + len(leading) == 1 and not cached
 
     def _to_plan(self, branch: BranchSpec, at_once: bool = False) -> BranchSpec:
         """The branch, with its tool nodes recorded as routes and replaced by `plan`."""
@@ -346,6 +348,18 @@ class _Rewriting:
                 builder.branches[refuse][f"leave {name} {number}"] = _only_if(same_state, partial(_refused, name))
         # A run of refusals ends here: for the drawing, since nothing has to be written to end.
         builder.branches[refuse]["end"] = _only_if(_always(END), lambda channel: False)
+
+
+def _without_defaults(compiled: Any, nodes: GuardNodes) -> None:
+    """Take back what the builder's node defaults gave to the guard's nodes and gates.
+
+    A cache would replay judgements and results without a clearance; an error handler would lead on from a guard that failed.
+    """
+    for name in (*nodes.names, *nodes.gates):
+        compiled.nodes[name].cache_policy = None
+    for name in nodes.names:
+        compiled.nodes[name].error_handler_node = None
+        compiled.node_error_handler_map.pop(name, None)
 
 
 def _replaces_by_id(channel: Any) -> bool:

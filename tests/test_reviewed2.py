@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import InjectedToolArg, InjectedToolCallId, tool
+from langgraph.cache.memory import InMemoryCache
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint
 from langgraph.graph import END, START, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode, tools_condition
-from langgraph.types import Command, Send
+from langgraph.types import CachePolicy, Command, Send
 from scripted_agents import Scripted, State, assert_valid, calls, make_tools
 
-from mosaic_guard import Guard, Policy, Rule, ScriptedGuardModel, conversation, guard_tools, guarded_graph
+from mosaic_guard import (
+    Guard,
+    Policy,
+    Rule,
+    ScriptedGuardModel,
+    TraceWriter,
+    conversation,
+    guard_tools,
+    guarded_builder,
+    guarded_graph,
+)
 from mosaic_guard._evidence import is_human
 
 ASK: Any = {"messages": [HumanMessage("go")]}
@@ -380,3 +393,46 @@ def test_agents_side_by_side_lose_no_call(policy: Policy, behind: int) -> None:
     out = guarded_graph(builder.compile(), guard=guard(policy=policy)).invoke(ASK)
     assert sorted(log) == [("look", 1), ("pay", 2)]
     assert sorted(m.tool_call_id for m in out["messages"] if isinstance(m, ToolMessage)) == ["first", "second"]
+
+
+def pays_once(state: Any) -> Any:
+    return {"messages": [DONE if isinstance(state["messages"][-1], ToolMessage) else calls(("pay", {"x": 1}))]}
+
+
+@pytest.mark.parametrize("policies", [("model", "model"), ("allow", "refuse")])
+def test_a_builders_default_cache_replays_no_judgement_and_no_result(policies: tuple[str, str]) -> None:
+    cache, log = InMemoryCache(), []
+    for verdict, policy in zip(("act", "refuse"), policies, strict=True):
+        log.clear()
+        builder = StateGraph(State)
+        builder.add_node("agent", pays_once)
+        builder.add_node("tools", ToolNode(make_tools(log)))
+        builder.add_edge(START, "agent")
+        builder.add_conditional_edges("agent", tools_condition)
+        builder.add_edge("tools", "agent")
+        builder.set_node_defaults(cache_policy=CachePolicy(key_func=lambda state: str(len(state["messages"]))))
+        rules = {} if policy == "model" else {policy: ["pay"]}
+        own = guard(verdict, policy=Policy(**rules))
+        out = guarded_builder(builder, guard=own).compile(cache=cache).invoke(ASK)
+        assert out["messages"][2].status == ("success" if verdict == "act" else "error")
+        assert len(log) == (verdict == "act")
+
+
+def test_a_builders_default_error_handler_does_not_lead_on_from_a_guard_that_failed(tmp_path: Path) -> None:
+    log: list[Any] = []
+
+    class Broken(TraceWriter):
+        def step(self, record: Any) -> None:
+            raise RuntimeError("the trace is broken")
+
+    builder = StateGraph(State)
+    builder.add_node("agent", says(STEP, DONE))
+    builder.add_node("tools", ToolNode(make_tools(log)))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", tools_condition)
+    builder.add_edge("tools", "agent")
+    builder.set_node_defaults(error_handler=lambda state: Command(goto="tools"))
+    graph = guarded_builder(builder, guard=guard("act"), trace=Broken(tmp_path)).compile()
+    with pytest.raises(RuntimeError, match="the trace is broken"):
+        list(islice(graph.stream(ASK, stream_mode="debug"), 60))
+    assert log == []
