@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+import itertools
+from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -24,6 +28,7 @@ from mosaic_guard import (
     Rule,
     ScriptedGuardModel,
     TraceWriter,
+    UnguardableGraphError,
     conversation,
     guard_tools,
     guarded_builder,
@@ -434,5 +439,97 @@ def test_a_builders_default_error_handler_does_not_lead_on_from_a_guard_that_fai
     builder.set_node_defaults(error_handler=lambda state: Command(goto="tools"))
     graph = guarded_builder(builder, guard=guard("act"), trace=Broken(tmp_path)).compile()
     with pytest.raises(RuntimeError, match="the trace is broken"):
-        list(islice(graph.stream(ASK, stream_mode="debug"), 60))
+        list(itertools.islice(graph.stream(ASK, stream_mode="debug"), 60))
     assert log == []
+
+
+def in_a_cache(agent: Any) -> Any:
+    return functools.lru_cache(lambda text: agent.invoke({"messages": [HumanMessage(text)]}))
+
+
+def in_a_queue(agent: Any) -> Any:
+    agents = collections.deque([agent])
+    return lambda text: agents[0].invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_user_dict(agent: Any) -> Any:
+    agents = collections.UserDict(one=agent)
+    return lambda text: agents["one"].invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_chain_of_maps(agent: Any) -> Any:
+    agents = collections.ChainMap({}, {"one": agent})
+    return lambda text: agents["one"].invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_cached_property(agent: Any) -> Any:
+    class Team:
+        @functools.cached_property
+        def one(self) -> Any:
+            return agent
+
+    team = Team()
+    return lambda text: team.one.invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_partial_method(agent: Any) -> Any:
+    class Team:
+        def ask(self, one: Any, text: str) -> Any:
+            return one.invoke({"messages": [HumanMessage(text)]})
+
+        ask_one = functools.partialmethod(ask, agent)
+
+    return Team().ask_one
+
+
+def in_a_context_variable(agent: Any) -> Any:
+    agents: ContextVar[Any] = ContextVar("agents", default=agent)
+    return lambda text: agents.get().invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_cycle(agent: Any) -> Any:
+    agents = itertools.cycle([agent])
+    return lambda text: next(agents).invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_generator(agent: Any) -> Any:
+    def endless() -> Any:
+        while True:
+            yield agent
+
+    agents = endless()
+    return lambda text: next(agents).invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_future(agent: Any) -> Any:
+    made: Future[Any] = Future()
+    made.set_result(agent)
+    return lambda text: made.result().invoke({"messages": [HumanMessage(text)]})
+
+
+HELD = [
+    in_a_cache,
+    in_a_queue,
+    in_a_user_dict,
+    in_a_chain_of_maps,
+    in_a_cached_property,
+    in_a_partial_method,
+    in_a_context_variable,
+    in_a_cycle,
+    in_a_generator,
+    in_a_future,
+]
+
+
+@pytest.mark.parametrize("hold", HELD, ids=lambda hold: hold.__name__)
+def test_an_agent_inside_is_found_where_python_itself_keeps_it(hold: Any) -> None:
+    ask = hold(react([], calls(("pay", {"x": 3})), DONE))
+
+    @tool
+    def delegate(x: int) -> str:
+        """Delegate."""
+        return str(ask("pay"))
+
+    graph = react([], calls(("delegate", {"x": 1})), DONE, tools=[delegate])
+    with pytest.raises(UnguardableGraphError, match="guard it where it is made"):
+        guarded_graph(graph, guard=guard())
