@@ -533,3 +533,32 @@ def test_an_agent_inside_is_found_where_python_itself_keeps_it(hold: Any) -> Non
     graph = react([], calls(("delegate", {"x": 1})), DONE, tools=[delegate])
     with pytest.raises(UnguardableGraphError, match="guard it where it is made"):
         guarded_graph(graph, guard=guard())
+
+
+def looks_at_state(ran: list[Any]) -> Any:
+    @tool
+    def look(x: int, state: Annotated[Any, InjectedState]) -> str:
+        """Look."""
+        ran.append((x, len(state["messages"])))
+        return "seen"
+
+    return look
+
+
+async def test_a_hidden_argument_that_the_model_writes_is_dropped_as_ever() -> None:
+    step = calls(("look", {"x": 1, "state": {"messages": []}}))
+    for run_async in (False, True):
+        ran: list[Any] = []
+        graph = guarded_graph(react([], step, DONE, tools=[looks_at_state(ran)]), guard=guard())
+        await graph.ainvoke(ASK) if run_async else graph.invoke(ASK)
+        assert ran == [(1, 2)]
+
+
+@pytest.mark.parametrize(("on_error", "verdict"), [("act", "refuse"), ("ask", "ask"), ("refuse", "refuse")])
+def test_a_step_of_too_many_calls_is_not_let_through(on_error: Any, verdict: str) -> None:
+    step = calls(*[("pay", {"x": number}) for number in range(17)])
+    log: list[Any] = []
+    graph = react(log, step, DONE, checkpointer=InMemorySaver())
+    out = guarded_graph(graph, guard=guard("refuse", on_error=on_error)).invoke(ASK, THREAD)
+    assert log == []
+    assert ("__interrupt__" in out) == (verdict == "ask")
