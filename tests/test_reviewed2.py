@@ -562,3 +562,45 @@ def test_a_step_of_too_many_calls_is_not_let_through(on_error: Any, verdict: str
     out = guarded_graph(graph, guard=guard("refuse", on_error=on_error)).invoke(ASK, THREAD)
     assert log == []
     assert ("__interrupt__" in out) == (verdict == "ask")
+
+
+async def test_new_input_on_an_open_step_closes_it_where_the_run_begins() -> None:
+    """A run that names the checkpoint of the open step begins after what closed it, not before."""
+    for run_async in (False, True):
+        own = guard(policy=Policy(ask=["pay"]))
+        graph = guarded_graph(react([], STEP, DONE, checkpointer=InMemorySaver()), guard=own)
+        graph.invoke(ASK, THREAD)
+        paused = graph.get_state(THREAD).config
+        more: Any = {"messages": [HumanMessage("never mind")]}
+        out = await graph.ainvoke(more, paused) if run_async else graph.invoke(more, paused)
+        assert_valid(out["messages"])
+        assert [m.type for m in out["messages"]] == ["human", "ai", "tool", "tool", "human", "ai"]
+
+
+async def test_new_input_closes_an_open_step_of_a_graph_inside_that_keeps_its_thread() -> None:
+    for run_async in (False, True):
+        parent = StateGraph(State)
+        parent.add_node("agent", react([], STEP, DONE, checkpointer=True))
+        parent.add_edge(START, "agent")
+        own = guard(policy=Policy(ask=["pay"]))
+        graph = guarded_graph(parent.compile(checkpointer=InMemorySaver()), guard=own)
+        assert "__interrupt__" in (await graph.ainvoke(ASK, THREAD) if run_async else graph.invoke(ASK, THREAD))
+        more: Any = {"messages": [HumanMessage("never mind")]}
+        out = await graph.ainvoke(more, THREAD) if run_async else graph.invoke(more, THREAD)
+        assert sum(isinstance(m, ToolMessage) for m in out["messages"]) == 2
+        assert_valid(out["messages"])
+
+
+@pytest.mark.parametrize("choice", ["approve", "reject"])
+def test_a_graph_inside_that_keeps_its_thread_goes_on_where_it_stopped(choice: str) -> None:
+    log: list[Any] = []
+    parent = StateGraph(State)
+    parent.add_node("agent", react(log, STEP, DONE, STEP, DONE, checkpointer=True))
+    parent.add_edge(START, "agent")
+    own = guard(policy=Policy(ask=["pay"]))
+    graph = guarded_graph(parent.compile(checkpointer=InMemorySaver()), guard=own)
+    for number in range(2):
+        graph.invoke({"messages": [HumanMessage(f"go {number}")]}, THREAD)
+        out = graph.invoke(Command(resume={"decisions": [{"type": choice}]}), THREAD)
+        assert len(log) == (number + 1) * (2 if choice == "approve" else 1)
+        assert_valid(out["messages"])
