@@ -25,6 +25,7 @@ from scripted_agents import Scripted, State, assert_valid, calls, make_tools
 from mosaic_guard import (
     Guard,
     Policy,
+    PolicyError,
     Rule,
     ScriptedGuardModel,
     TraceWriter,
@@ -604,3 +605,14 @@ def test_a_graph_inside_that_keeps_its_thread_goes_on_where_it_stopped(choice: s
         out = graph.invoke(Command(resume={"decisions": [{"type": choice}]}), THREAD)
         assert len(log) == (number + 1) * (2 if choice == "approve" else 1)
         assert_valid(out["messages"])
+
+
+@pytest.mark.parametrize("types", ["string", ["number", "string"], ["integer", "object"]])
+def test_a_limit_of_an_allow_rule_is_for_all_the_types_beside_it(types: Any) -> None:
+    """`maximum` says nothing about a text: the rule would allow any."""
+    schema = {"required": ["x"], "properties": {"x": {"type": types, "maximum": 100}}}
+    with pytest.raises(PolicyError, match="maximum"):
+        Rule("allow", ["pay"], arguments=schema)
+    Rule("refuse", ["pay"], arguments=schema)
+    for fit in ({"type": ["integer", "null"], "maximum": 100}, {"anyOf": [{"type": "integer", "maximum": 100}]}):
+        Rule("allow", ["pay"], arguments={"required": ["x"], "properties": {"x": fit}})
