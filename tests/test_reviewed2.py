@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import functools
 import itertools
@@ -13,7 +14,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import InjectedToolArg, InjectedToolCallId, tool
+from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, tool
 from langgraph.cache.memory import InMemoryCache
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint
@@ -616,3 +617,72 @@ def test_a_limit_of_an_allow_rule_is_for_all_the_types_beside_it(types: Any) -> 
     Rule("refuse", ["pay"], arguments=schema)
     for fit in ({"type": ["integer", "null"], "maximum": 100}, {"anyOf": [{"type": "integer", "maximum": 100}]}):
         Rule("allow", ["pay"], arguments={"required": ["x"], "properties": {"x": fit}})
+
+
+async def test_guarded_tools_that_are_called_at_once_spend_a_clearance_each() -> None:
+    log: list[Any] = []
+    judged: list[int] = []
+
+    def decide(step: Any) -> list[str]:
+        judged.append(len(step.calls))
+        return ["act" if len(judged) == 1 else "refuse"] * len(step.calls)
+
+    pay, _ = guard_tools(make_tools(log, ("pay", "look")), guard=guard(decide))
+    step = calls(("pay", {"x": 1}), ("look", {"x": 2}))
+    with conversation([HumanMessage("go"), step]):
+        said = await asyncio.gather(*(pay.ainvoke(step.tool_calls[0]) for _ in range(3)))
+    assert log == [("pay", 1)]
+    assert sorted(m.status for m in said) == ["error", "error", "success"]
+
+
+def test_guarded_tools_judge_what_the_model_wrote_for_a_hidden_argument() -> None:
+    seen: list[Any] = []
+    ran: list[Any] = []
+
+    def decide(step: Any) -> list[str]:
+        seen.extend(call.args for call in step.calls)
+        return ["act"] * len(step.calls)
+
+    @tool
+    def pay(x: int, account: Annotated[str, InjectedToolArg] = "mine") -> str:
+        """Pay."""
+        ran.append((x, account))
+        return "paid"
+
+    (guarded,) = guard_tools([pay], guard=guard(decide))
+    step = calls(("pay", {"x": 1, "account": "theirs"}))
+    with conversation([HumanMessage("go"), step]):
+        guarded.invoke(step.tool_calls[0])
+        guarded.invoke({"x": 2, "account": "injected"})
+    assert ran == [(1, "theirs"), (2, "injected")]
+    assert seen == [{"x": 1, "account": "theirs"}, {"x": 2}]
+
+
+def test_guarded_tools_guard_the_agents_that_they_run() -> None:
+    log: list[Any] = []
+    inner = subagent(log)
+
+    @tool
+    def delegate(x: int) -> str:
+        """Delegate."""
+        return str(inner.invoke({"messages": [HumanMessage("pay")]})["messages"][-1].text)
+
+    (guarded,) = guard_tools([delegate], guard=guard(refuse_pay))
+    with conversation("go"):
+        guarded.invoke({"x": 1})
+    assert log == []
+
+
+def test_a_tool_that_runs_past_its_run_method_is_not_guarded_in_silence() -> None:
+    class Direct(BaseTool):
+        name: str = "pay"
+        description: str = "Pay."
+
+        def _run(self, x: int) -> str:
+            return "paid"
+
+        def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+            return self._run(**input)
+
+    with pytest.raises(TypeError, match="past the guard"):
+        guard_tools([Direct()], guard=guard("refuse"))
