@@ -411,8 +411,24 @@ class GuardNodes:
         if edits:  # the others are settled; calls that are alike are one
             alike = {digest_of(call): call for call in calls}
             calls = [{**alike[digest], **edit} for digest, edit in edits.items()]
-        step = Step(self.authorised(messages, config), as_calls(calls), self.tools)
+        step = Step(self.authorised(messages, config), as_calls(calls), self._tools_of(routes))
         return Waiting(messages, step, routes, history, trajectory, number, edits or {})
+
+    def _tools_of(self, routes: list[list[Any]]) -> Mapping[str, BaseTool]:
+        """The tools as a step's calls mean them: tool nodes may have different ones of the same name."""
+        tools = self.tools
+        routed = [
+            self.gates[name].tools_by_name for name in sorted({route[0] for route in routes}) if name in self.gates
+        ]
+        for name in set().union(*routed):
+            found = [known[name] for known in routed if name in known]
+            if (
+                len({id(tool.__dict__) for tool in found}) > 1
+            ):  # a rule that goes by what a tool says of itself finds none
+                tools = {key: tool for key, tool in tools.items() if key != name}
+            elif found[0] is not tools.get(name):
+                tools = {**tools, name: found[0]}
+        return tools
 
     def _read_calls(self, name: str, source: Any) -> list[Any]:
         """The tool calls that a tool node would read from its input; none if it could not run any (it says so itself)."""

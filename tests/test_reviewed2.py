@@ -686,3 +686,20 @@ def test_a_tool_that_runs_past_its_run_method_is_not_guarded_in_silence() -> Non
 
     with pytest.raises(TypeError, match="past the guard"):
         guard_tools([Direct()], guard=guard("refuse"))
+
+
+@pytest.mark.parametrize("ways", [["prod"], ["sandbox"], ["prod", "sandbox"]])
+def test_a_tool_is_judged_by_what_it_says_of_itself_not_its_namesake(ways: list[str]) -> None:
+    log: list[Any] = []
+    builder = StateGraph(State)
+    builder.add_node("agent", says(calls(("query", {"x": 1})), DONE))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", lambda state: ways, ["prod", "sandbox"])
+    for name in ("prod", "sandbox"):
+        (query,) = make_tools(log, ["query"])
+        query.metadata = {"readOnlyHint": name == "sandbox"}
+        builder.add_node(name, ToolNode([query]))
+        builder.add_edge(name, END)
+    reads = Policy(rules=[Rule("allow", annotations={"readOnlyHint": True})])
+    guarded_graph(builder.compile(), guard=guard("refuse", policy=reads)).invoke(ASK)
+    assert log == ([("query", 1)] if ways == ["sandbox"] else [])
