@@ -171,7 +171,7 @@ class _Judging:
                 talk.verdicts[call.digest] = found
             talk.left[call.digest] += 1
         if self.trace is not None:
-            record = step_record(waiting, judgement, task=None, after=None, thread=None, logged=frozenset())
+            record = step_record(waiting, judgement, task=None, after=None, thread=None, logged=())
             self.trace.step({"guard": self.trace.header(self.guard.describe()), **record})
 
 

@@ -576,7 +576,7 @@ class GuardNodes:
             task=(config.get("metadata") or {}).get("mosaic_task"),
             after=channel.get("at"),
             thread=config.get("configurable", {}).get("thread_id"),
-            logged=frozenset(channel.get("logged") or ()),
+            logged=channel.get("logged") or (),
         )
         self.trace.step({"guard": self.trace.header(self.guard.describe()), **record})
 

@@ -25,6 +25,7 @@ from scripted_agents import Scripted, State, assert_valid, calls, make_tools
 
 from mosaic_guard import (
     Guard,
+    Outcome,
     Policy,
     PolicyError,
     Rule,
@@ -35,6 +36,7 @@ from mosaic_guard import (
     guard_tools,
     guarded_builder,
     guarded_graph,
+    read_traces,
 )
 from mosaic_guard._evidence import is_human
 
@@ -703,3 +705,34 @@ def test_a_tool_is_judged_by_what_it_says_of_itself_not_its_namesake(ways: list[
     reads = Policy(rules=[Rule("allow", annotations={"readOnlyHint": True})])
     guarded_graph(builder.compile(), guard=guard("refuse", policy=reads)).invoke(ASK)
     assert log == ([("query", 1)] if ways == ["sandbox"] else [])
+
+
+def test_words_that_a_person_says_twice_are_in_the_log_twice(tmp_path: Path) -> None:
+    script = [calls(("look", {"x": 1})), AIMessage("more?"), calls(("look", {"x": 2})), DONE]
+    graph = guarded_graph(react([], *script, checkpointer=InMemorySaver()), guard=guard(), trace=tmp_path)
+    for _ in range(2):
+        graph.invoke({"messages": [HumanMessage("yes")]}, THREAD)
+    (trajectory,) = read_traces(tmp_path)
+    types = [[message["type"] for message in step.messages] for step in trajectory.steps]
+    assert types == [["human", "ai"], ["tool", "ai", "human", "ai"]]
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="graphs inside share the name that a run gives its trajectory: their steps become branches of it, and an outcome "
+    "goes to whichever graph was logged last",
+)
+def test_an_outcome_goes_to_the_graph_that_the_run_is_of(tmp_path: Path) -> None:
+    inner = subagent([])
+
+    @tool
+    def delegate(x: int) -> str:
+        """Delegate."""
+        return str(inner.invoke({"messages": [HumanMessage("pay")]})["messages"][-1].text)
+
+    trace = TraceWriter(tmp_path)
+    graph = guarded_graph(react([], calls(("delegate", {"x": 1})), DONE, tools=[delegate]), guard=guard(), trace=trace)
+    graph.invoke(ASK, {"metadata": {"mosaic_trajectory": "run"}})
+    trace.outcome("run", Outcome(harmful=True, harmful_calls=[(0, 0)]))
+    (own,) = [trajectory for trajectory in read_traces(tmp_path) if trajectory.steps[0].calls[0]["name"] == "delegate"]
+    assert own.outcome is not None
