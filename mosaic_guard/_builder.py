@@ -111,6 +111,7 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
         self._wired = True
         compiled: Any = super().compile(*args, **kwargs)
         if nodes is not None:
+            _without_defaults(compiled, nodes)
             lead_to_plan(compiled, nodes.gates.keys(), nodes.plan_name)
         for name in (nodes.plan_name, nodes.check_name) if nodes is not None else ():
             # Hidden tasks stay out of `updates`, `tasks` and `debug` streams, and out of interrupt_before="*".
@@ -277,7 +278,8 @@ class _Rewriting:
                 continue
             builder.edges -= {(source, target) for target in targets}
             # A node's writes may hold a clearance if they are never replayed from a cache.
-            at_once = len(leading) == 1 and not commands and spec is not None and spec.cache_policy is None
+            cached = spec is None or spec.cache_policy is not None or builder._node_defaults.cache_policy is not None
+            at_once = len(leading) == 1 and not commands and not cached
             # Those that lead in come first: what the others do depends on whether a tool node is taken.
             others = {name: way for name, way in {**drawn, **ways}.items() if name not in leading}
             builder.branches[source] = {
@@ -353,6 +355,18 @@ class _Rewriting:
                 builder.branches[refuse][f"leave {name} {number}"] = _only_if(same_state, partial(_refused, name))
         # A run of refusals ends here: for the drawing, since nothing has to be written to end.
         builder.branches[refuse]["end"] = _only_if(_always(END), lambda channel: False)
+
+
+def _without_defaults(compiled: Any, nodes: GuardNodes) -> None:
+    """Take back what the builder's node defaults gave to the guard's nodes and gates.
+
+    A cache would replay judgements and results without a clearance; an error handler would lead on from a guard that failed.
+    """
+    for name in (*nodes.names, *nodes.gates):
+        compiled.nodes[name].cache_policy = None
+    for name in nodes.names:
+        compiled.nodes[name].error_handler_node = None
+        compiled.node_error_handler_map.pop(name, None)
 
 
 def _replaces_by_id(channel: Any) -> bool:

@@ -226,7 +226,7 @@ class _GatedToolNode:
             found = self._mosaic_nodes.judge_again(request.tool_call, config)
             if found["verdict"] != "act":
                 return answer_message(request.tool_call, found)
-        with _handle(digest_of(request.tool_call)):
+        with _handle(self._mosaic_as_run(request.tool_call)):
             return super()._execute_tool_sync(self._mosaic_request(request), input_type, config)  # type: ignore[misc]
 
     async def _execute_tool_async(self, request: Any, input_type: Any, config: RunnableConfig) -> Any:
@@ -236,8 +236,16 @@ class _GatedToolNode:
             found = await self._mosaic_nodes.ajudge_again(request.tool_call, config)
             if found["verdict"] != "act":
                 return answer_message(request.tool_call, found)
-        with _handle(digest_of(request.tool_call)):
+        with _handle(self._mosaic_as_run(request.tool_call)):
             return await super()._execute_tool_async(self._mosaic_request(request), input_type, config)  # type: ignore[misc]
+
+    def _mosaic_as_run(self, call: Any) -> str:
+        """The digest of a call as its tool gets it: the tool node drops what the model wrote for injected arguments."""
+        injected = self._injected_args.get(call["name"])  # type: ignore[attr-defined]
+        hidden = injected.all_injected_keys if injected else ()
+        if not hidden or not isinstance(call["args"], Mapping):
+            return digest_of(call)
+        return digest_of({**call, "args": {key: value for key, value in call["args"].items() if key not in hidden}})
 
     def _mosaic_request(self, request: Any) -> Any:
         """The request; graphs inside a tool that a wrapper has put into it are guarded too."""

@@ -85,7 +85,7 @@ def guarded_graph(
         "events": events,
         "check_final": check_final,
     }
-    nested = _nested(options)
+    nested = nested_guard(options)
     compiled: GuardedGraph = nested.guarding(graph, lambda: _guard_compiled(graph, tool_nodes, options, nested))
     if hold:
         compiled.__class__ = HoldingGraph
@@ -115,14 +115,14 @@ def guarded_builder(
     if not isinstance(builder, StateGraph):
         raise UnguardableGraphError(f"a StateGraph is needed, not {type(builder).__qualname__}: see guarded_graph")
     options = {"guard": guard, "trace": _writer(trace), **options}
-    return guard_builder(builder, named=tool_nodes, nested=_nested(options), **options)
+    return guard_builder(builder, named=tool_nodes, nested=nested_guard(options), **options)
 
 
 def _writer(trace: TraceWriter | str | os.PathLike[str] | None) -> TraceWriter | None:
     return trace if trace is None or isinstance(trace, TraceWriter) else TraceWriter(trace)
 
 
-def _nested(options: dict[str, Any]) -> Nested:
+def nested_guard(options: dict[str, Any]) -> Nested:
     """Guards the graphs inside with the same options, and loads the default guard once for all."""
 
     def guard_one(graph: Any) -> Any:

@@ -374,9 +374,13 @@ class _Checking:
         rule = self._rules[index]
         if rule is not None:
             return rule
-        limit = self._guard.limits.calls
-        error = self._error or f"the step has {len(self._step.calls)} calls, more than the {limit} that are judged"
-        name = self._step.calls[index].name
+        limit, name = self._guard.limits.calls, self._step.calls[index].name
+        if (
+            len(self._step.calls) > limit
+        ):  # no failure of the guard: whoever wants its calls unjudged would propose many
+            reason = f"the step has {len(self._step.calls)} calls, more than the {limit} that are judged"
+            return Decision(index, "ask" if self._guard.on_error == "ask" else "refuse", reason, source="error")
+        error = self._error or "it has no plan"
         if self._guard.on_error == "act":
             warnings.warn(f"the guard failed ({error}); on_error='act' lets {name} through", GuardWarning, stacklevel=2)
             return Decision(index, "act", f"let through although the guard failed: {error}", source="error")

@@ -13,7 +13,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command
 
 from mosaic_guard._cancelled import cancelled
-from mosaic_guard._channel import CHECKPOINTER, OUTER_WRITTEN, TASK_ID, proposing, written_in
+from mosaic_guard._channel import CHECKPOINTER, OUTER_WRITTEN, RESUMING, TASK_ID, proposing, written_in
 from mosaic_guard._recursion import UserSteps
 from mosaic_guard._waiting import unanswered
 
@@ -34,7 +34,7 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
             # Named, a checkpoint is shown without what its unfinished tasks wrote, which new input drops.
             answers = self._cancelled(self.get_state(state.config)) if state.tasks else None
             if answers:
-                self.update_state(thread, answers, as_node=self._nodes.refuse_name)
+                config = _from_there(config, self.update_state(thread, answers, as_node=self._nodes.refuse_name))
         yield from super().stream(input, self._user_steps(config), **kwargs)
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
@@ -44,7 +44,7 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
             state = await self.aget_state(thread)
             answers = self._cancelled(await self.aget_state(state.config)) if state.tasks else None
             if answers:
-                await self.aupdate_state(thread, answers, as_node=self._nodes.refuse_name)
+                config = _from_there(config, await self.aupdate_state(thread, answers, as_node=self._nodes.refuse_name))
         async for chunk in super().astream(input, self._user_steps(config), **kwargs):
             yield chunk
 
@@ -74,7 +74,9 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
             return False
         given = ensure_config(self.config, config).get("configurable", {})
         saver = given.get(CHECKPOINTER) or self.checkpointer
-        return isinstance(saver, BaseCheckpointSaver) and "thread_id" in given and TASK_ID not in given
+        # Inside another graph it has a thread of its own only with `checkpointer=True`; the others begin anew.
+        own = TASK_ID not in given or (self.checkpointer is True and not given.get(RESUMING))
+        return isinstance(saver, BaseCheckpointSaver) and "thread_id" in given and own
 
     def _cancelled(self, state: Any) -> dict[str, list[BaseMessage]] | None:
         """Answers to the open calls of a checkpoint: what a finished task of the step returned, or that it was cancelled."""
@@ -90,6 +92,13 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         calls = unanswered(messages[index].tool_calls, answered)
         answers: list[BaseMessage] = [*cancelled(calls, results, started)]
         return {nodes.messages_key: answers} if answers else None
+
+
+def _from_there(config: RunnableConfig | None, closed: RunnableConfig) -> RunnableConfig | None:
+    """The config of a run that begins where a step was closed; a run of the thread's latest state does so anyway."""
+    if not (config or {}).get("configurable", {}).get("checkpoint_id"):
+        return config
+    return patch_configurable(config, {"checkpoint_id": closed["configurable"]["checkpoint_id"]})
 
 
 def _tool_messages(result: Any, key: str) -> list[ToolMessage]:

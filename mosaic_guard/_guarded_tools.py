@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.tools import BaseTool, ToolException
@@ -22,6 +22,7 @@ from langgraph.prebuilt.tool_node import _get_all_injected_args
 from mosaic_guard._channel import digest_of, proposing, read
 from mosaic_guard._decision import Step
 from mosaic_guard._gate import refusal_message, subclass_of, written_call
+from mosaic_guard._graph import nested_guard
 from mosaic_guard._guard import Guard, Judgement
 from mosaic_guard._trace import TraceWriter
 from mosaic_guard._waiting import Waiting, as_authorised, as_calls, speaking_for, step_record
@@ -83,21 +84,33 @@ def guard_tools(
     `conversation` that they are made in, or the messages of the LangGraph state that they run in; without either the guard
     sees that nobody asked for anything.
 
+    Agents that a tool runs in its body are guarded too, as by `guarded_graph`.
+
     Args:
         tools: The tools; they are left as they are.
         guard: Judges. Default: `Guard.load("default")`, the local model.
         trace: A directory, or a `TraceWriter`, for what was judged.
 
     Raises:
-        TypeError: For what is no tool.
+        TypeError: For what is no tool, and for a tool whose class has an `invoke` of its own, which the guard does not see.
+        UnguardableGraphError: For a tool that runs an agent which cannot be guarded from here.
     """
     for tool in tools:
         if not isinstance(tool, BaseTool):
             raise TypeError(
                 f"guard_tools takes LangChain tools, not {type(tool).__name__}: wrap the function with @tool"
             )
+        for name in ("invoke", "ainvoke"):
+            if not getattr(type(tool), name).__module__.startswith("langchain_core."):
+                raise TypeError(
+                    f"{type(tool).__name__} has its own {name}(), which may run its body past the guard: override _run() or "
+                    "_arun() instead"
+                )
     writer = trace if trace is None or isinstance(trace, TraceWriter) else TraceWriter(trace)
-    judging = _Judging(guard if guard is not None else Guard.load("default"), {t.name: t for t in tools}, writer)
+    guard = guard if guard is not None else Guard.load("default")
+    nested = nested_guard({"guard": guard, "trace": writer})
+    tools = [nested.inside(tool, f"tool {tool.name!r}") for tool in tools]
+    judging = _Judging(guard, {t.name: t for t in tools}, writer)
     return [
         subclass_of(
             tool,
@@ -130,17 +143,15 @@ class _Judging:
     async def averdict(self, call: Mapping[str, Any]) -> Mapping[str, str]:
         """`verdict` for event loops."""
         talk = _talk()
-        if not talk.left[digest_of(call)]:
-            # No lock across an await: two calls that come at once may both have the step judged.
+        # No lock across an await: calls that come at once may all have the step judged, but spend one clearance each.
+        while not talk.left[digest_of(call)]:
             waiting = self._step(talk, call)
             plan = await self.guard.aplan(waiting.step, key=waiting.key)
             self._keep(talk, waiting, await self.guard.acheck(waiting.step, plan, key=waiting.key))
         return _spend(talk, call)
 
     def _step(self, talk: _Conversation, call: Mapping[str, Any]) -> Waiting:
-        index = proposing(talk.messages)
-        proposed: Any = talk.messages[index] if index >= 0 else None
-        calls = list(proposed.tool_calls) if proposed is not None else []
+        calls = _proposed(talk)
         messages = list(talk.messages)
         if digest_of(call) in talk.verdicts or all(digest_of(known) != digest_of(call) for known in calls):
             calls = [dict(call)]
@@ -160,7 +171,7 @@ class _Judging:
                 talk.verdicts[call.digest] = found
             talk.left[call.digest] += 1
         if self.trace is not None:
-            record = step_record(waiting, judgement, task=None, after=None, thread=None, logged=frozenset())
+            record = step_record(waiting, judgement, task=None, after=None, thread=None, logged=())
             named = {"guard": self.trace.header(self.guard.describe()), "tools": self.trace.tools(waiting.step.tools)}
             self.trace.step({**named, **record})
 
@@ -172,7 +183,7 @@ class _GuardedTool:
     mosaic_injected: ClassVar[frozenset[str]]
 
     def run(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        call = written_call(self, _arguments(tool_input), kwargs.get("tool_call_id"))
+        call = self._mosaic_call(tool_input, kwargs.get("tool_call_id"))
         found = self.mosaic_judging.verdict(call)
         if found["verdict"] != "act":
             return _refused(call, found["reason"])
@@ -180,16 +191,25 @@ class _GuardedTool:
             return super().run(tool_input, *args, **kwargs)  # type: ignore[misc]
 
     async def arun(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        call = written_call(self, _arguments(tool_input), kwargs.get("tool_call_id"))
+        call = self._mosaic_call(tool_input, kwargs.get("tool_call_id"))
         found = await self.mosaic_judging.averdict(call)
         if found["verdict"] != "act":
             return _refused(call, found["reason"])
         with speaking_for(_talk().messages):
             return await super().arun(tool_input, *args, **kwargs)  # type: ignore[misc]
 
+    def _mosaic_call(self, tool_input: Any, call_id: str | None) -> dict[str, Any]:
+        given = tool_input if isinstance(tool_input, Mapping) else {"input": tool_input}
+        whole = {"id": call_id, "name": self.name, "args": dict(given)}  # type: ignore[attr-defined]
+        if any(digest_of(call) == digest_of(whole) for call in _proposed(_talk())):
+            return whole  # what the model wrote for hidden arguments: no tool node drops it here
+        return written_call(self, given, call_id)
 
-def _arguments(tool_input: Any) -> Any:
-    return tool_input if isinstance(tool_input, Mapping) else {"input": tool_input}
+
+def _proposed(talk: _Conversation) -> list[Any]:
+    """The calls of the last AI message that proposes any."""
+    index = proposing(talk.messages)
+    return list(cast(AIMessage, talk.messages[index]).tool_calls) if index >= 0 else []
 
 
 def _spend(talk: _Conversation, call: Mapping[str, Any]) -> Mapping[str, str]:

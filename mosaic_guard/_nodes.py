@@ -226,8 +226,11 @@ class GuardNodes:
             return [self.ask_name]
         messages = self.messages_in(state)
         kept = still_begins_with(messages, channel["seen"])
-        if kept and any(isinstance(message, ToolMessage) for message in messages[channel["seen"][0] :]):
+        ids = {call.get("id") for _, _, calls in channel["go"] for call in calls}
+        since = messages[channel["seen"][0] :]
+        if kept and any(isinstance(message, ToolMessage) and message.tool_call_id in ids for message in since):
             # The step has run: langgraph takes an edit of its results for one by `check`, and would take the routes again.
+            # Results of other calls are those of a parallel branch.
             return []
         for name, payload in channel["beside"]:
             if payload is None:
@@ -404,8 +407,24 @@ class GuardNodes:
         if edits:  # the others are settled; calls that are alike are one
             alike = {digest_of(call): call for call in calls}
             calls = [{**alike[digest], **edit} for digest, edit in edits.items()]
-        step = Step(self.authorised(messages, config), as_calls(calls), self.tools)
+        step = Step(self.authorised(messages, config), as_calls(calls), self._tools_of(routes))
         return Waiting(messages, step, routes, history, trajectory, number, edits or {})
+
+    def _tools_of(self, routes: list[list[Any]]) -> Mapping[str, BaseTool]:
+        """The tools as a step's calls mean them: tool nodes may have different ones of the same name."""
+        tools = self.tools
+        routed = [
+            self.gates[name].tools_by_name for name in sorted({route[0] for route in routes}) if name in self.gates
+        ]
+        for name in set().union(*routed):
+            found = [known[name] for known in routed if name in known]
+            if (
+                len({id(tool.__dict__) for tool in found}) > 1
+            ):  # a rule that goes by what a tool says of itself finds none
+                tools = {key: tool for key, tool in tools.items() if key != name}
+            elif found[0] is not tools.get(name):
+                tools = {**tools, name: found[0]}
+        return tools
 
     def _read_calls(self, name: str, source: Any) -> list[Any]:
         """The tool calls that a tool node would read from its input; none if it could not run any (it says so itself)."""
@@ -556,7 +575,7 @@ class GuardNodes:
             task=(config.get("metadata") or {}).get("mosaic_task"),
             after=channel.get("at"),
             thread=config.get("configurable", {}).get("thread_id"),
-            logged=frozenset(channel.get("logged") or ()),
+            logged=channel.get("logged") or (),
         )
         named = {"guard": self.trace.header(self.guard.describe()), "tools": self.trace.tools(waiting.step.tools)}
         self.trace.step({**named, **record})

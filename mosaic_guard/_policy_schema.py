@@ -108,6 +108,8 @@ class ArgumentSchema:
                 f"has {limit!r} but no 'type', so an allow rule would match any value of another type, such as a number "
                 f"written as text; add type = {_TYPE_OF[limit]!r}",
             )
+        if limits:
+            _check_types(schema, path)
         for keyword, inner, there in _inside(schema, path):
             same = keyword in ("allOf", "anyOf", "oneOf", "then", "else")
             # Inside these, matching less makes the whole match more: no advice fits both ways.
@@ -126,6 +128,29 @@ class ArgumentSchema:
             raise _wrong(path, f"refers to {value!r}, which is not in this schema: write '#/$defs/NAME'")
         if keyword == "$schema" and value != DIALECT:
             raise _wrong(path, f"is of another dialect, {value!r}: only {DIALECT} is read")
+
+
+def _check_types(schema: Mapping[str, Any], path: str) -> None:
+    """Raise for a limit that says nothing about values of a type that stands beside it.
+
+    Raises:
+        PolicyError: For the first such limit.
+    """
+    given = schema.get("type", ())
+    types = [given] if isinstance(given, str) else list(given)
+    for keyword in schema:
+        passed = [name for name in types if name != _TYPE_OF.get(keyword, name) and not _is_kind(name, keyword)]
+        if passed:
+            raise _wrong(
+                path,
+                f"has {keyword!r}, which an allow rule would pass over for the type {passed[0]!r}: it is for "
+                f"{_TYPE_OF[keyword]!r} only; write one schema for each type, under anyOf",
+            )
+
+
+def _is_kind(name: str, keyword: str) -> bool:
+    """Whether values of a type are of the type that a keyword is about, or few enough for naming the type to be the limit."""
+    return name in ("null", "boolean") or (name == "integer" and _TYPE_OF[keyword] == "number")
 
 
 def _wrong(path: str, what: str) -> PolicyError:

@@ -8,6 +8,7 @@ object or class.
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import types
 from collections import deque
@@ -24,6 +25,11 @@ LIBRARIES = frozenset(
     "langchain_mcp_adapters mosaic_guard pydantic pydantic_core typing_extensions".split()
 )
 """Their globals name no agents; a function of theirs is still looked into for what it closes over."""
+
+HOLDERS = frozenset(
+    "collections concurrent.futures._base contextvars _contextvars functools itertools queue _queue".split()
+)
+"""Modules whose objects hold others for their users: caches, queues, futures, context variables."""
 
 OBJECT_DEPTH = 4
 """How many objects in a row are looked into: an app that holds a team that holds an agent, not a whole database driver."""
@@ -73,6 +79,8 @@ def ways(value: Any) -> Iterator[Way]:
         for name, item in fields(value).items():
             yield Way(item, f".{name}")
         yield Way(type(value), "", named=True)
+    elif type(value).__module__ in HOLDERS or isinstance(value, (Iterator, types.CoroutineType)):
+        yield from (Way(part, "[…]", named=True) for part in gc.get_referents(value) if not isinstance(part, type))
     elif not isinstance(value, types.ModuleType) and _worth_a_look(type(value)):
         yield from _of_object(value)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -192,7 +193,7 @@ def remember(history: list[JudgedStep], judged: JudgedStep | None) -> list[dict[
 
 
 def step_record(
-    waiting: Waiting, judgement: Judgement, *, task: Any, after: str | None, thread: Any, logged: frozenset[str]
+    waiting: Waiting, judgement: Judgement, *, task: Any, after: str | None, thread: Any, logged: Iterable[str]
 ) -> dict[str, Any]:
     """The `step` record of a trace, without its guard.
 
@@ -202,8 +203,16 @@ def step_record(
         task: The task's name; None: a digest of the first human message.
         after: The step before it, as its `at`.
         thread: The thread's id.
-        logged: Digests of the messages that earlier records hold.
+        logged: Digests of the messages that earlier records hold, as often as they hold them: people repeat themselves.
     """
+    held = Counter(logged)
+    held.subtract(waiting.digests)
+    new: list[BaseMessage] = []
+    # Of messages that are alike, the last ones are the new ones.
+    for message, digest in zip(reversed(waiting.messages), reversed(waiting.digests), strict=True):
+        if held[digest] < 0:
+            held[digest] += 1
+            new.insert(0, message)
     judged = judgement.judged
     last = waiting.history[-1].segment if waiting.history else 0
     return {
@@ -214,9 +223,7 @@ def step_record(
         "after": after,
         "segment": judged.segment if judged else last,
         "thread": thread,
-        "messages": messages_to_dict(
-            [m for m, d in zip(waiting.messages, waiting.digests, strict=True) if d not in logged]
-        ),
+        "messages": messages_to_dict(new),
         "calls": [call.to_dict() for call in waiting.step.calls],
         "decisions": [decision.to_dict() for decision in judgement.decisions],
         "think": judgement.think,

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+import collections
+import functools
+import itertools
+from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import InjectedToolArg, InjectedToolCallId, tool
+from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, tool
+from langgraph.cache.memory import InMemoryCache
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint
 from langgraph.graph import END, START, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode, tools_condition
-from langgraph.types import Command, Send
+from langgraph.types import CachePolicy, Command, Send
 from scripted_agents import Scripted, State, assert_valid, calls, make_tools
 
-from mosaic_guard import Guard, Policy, Rule, ScriptedGuardModel, conversation, guard_tools, guarded_graph
+from mosaic_guard import (
+    Guard,
+    Outcome,
+    Policy,
+    PolicyError,
+    Rule,
+    ScriptedGuardModel,
+    TraceWriter,
+    UnguardableGraphError,
+    conversation,
+    guard_tools,
+    guarded_builder,
+    guarded_graph,
+    read_traces,
+)
 from mosaic_guard._evidence import is_human
 
 ASK: Any = {"messages": [HumanMessage("go")]}
@@ -353,3 +375,364 @@ def test_guarded_tools_run_where_nothing_was_said() -> None:
     builder.add_edge(START, "node")
     assert flow.invoke(3) == builder.compile().invoke({"x": 3})["x"] == "pay did 3"
     assert seen == [[], []]
+
+
+@pytest.mark.parametrize("behind", range(5))
+@pytest.mark.parametrize("policy", [Policy(), Policy(allow=["look"]), Policy(allow=["*"])], ids=["model", "one", "all"])
+def test_agents_side_by_side_lose_no_call(policy: Policy, behind: int) -> None:
+    """The second proposes its call so many supersteps after the first, while that one's step is judged or runs."""
+    log: list[Any] = []
+    builder = StateGraph(State)
+    builder.add_node("tools", ToolNode(make_tools(log)))
+    builder.add_edge("tools", END)
+    before = START
+    for number in range(behind):
+        builder.add_node(f"wait_{number}", lambda state: {})
+        builder.add_edge(before, f"wait_{number}")
+        before = f"wait_{number}"
+    for name, start, call in (("first", START, ("look", {"x": 1})), ("second", before, ("pay", {"x": 2}))):
+        step = calls(call, ids=[name])
+
+        def send(state: Any, step: AIMessage = step) -> list[Send]:
+            return [Send("tools", step.tool_calls)]
+
+        builder.add_node(name, says(step))
+        builder.add_edge(start, name)
+        builder.add_conditional_edges(name, send, ["tools"])
+    out = guarded_graph(builder.compile(), guard=guard(policy=policy)).invoke(ASK)
+    assert sorted(log) == [("look", 1), ("pay", 2)]
+    assert sorted(m.tool_call_id for m in out["messages"] if isinstance(m, ToolMessage)) == ["first", "second"]
+
+
+def pays_once(state: Any) -> Any:
+    return {"messages": [DONE if isinstance(state["messages"][-1], ToolMessage) else calls(("pay", {"x": 1}))]}
+
+
+@pytest.mark.parametrize("policies", [("model", "model"), ("allow", "refuse")])
+def test_a_builders_default_cache_replays_no_judgement_and_no_result(policies: tuple[str, str]) -> None:
+    cache, log = InMemoryCache(), []
+    for verdict, policy in zip(("act", "refuse"), policies, strict=True):
+        log.clear()
+        builder = StateGraph(State)
+        builder.add_node("agent", pays_once)
+        builder.add_node("tools", ToolNode(make_tools(log)))
+        builder.add_edge(START, "agent")
+        builder.add_conditional_edges("agent", tools_condition)
+        builder.add_edge("tools", "agent")
+        builder.set_node_defaults(cache_policy=CachePolicy(key_func=lambda state: str(len(state["messages"]))))
+        rules = {} if policy == "model" else {policy: ["pay"]}
+        own = guard(verdict, policy=Policy(**rules))
+        out = guarded_builder(builder, guard=own).compile(cache=cache).invoke(ASK)
+        assert out["messages"][2].status == ("success" if verdict == "act" else "error")
+        assert len(log) == (verdict == "act")
+
+
+def test_a_builders_default_error_handler_does_not_lead_on_from_a_guard_that_failed(tmp_path: Path) -> None:
+    log: list[Any] = []
+
+    class Broken(TraceWriter):
+        def step(self, record: Any) -> None:
+            raise RuntimeError("the trace is broken")
+
+    builder = StateGraph(State)
+    builder.add_node("agent", says(STEP, DONE))
+    builder.add_node("tools", ToolNode(make_tools(log)))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", tools_condition)
+    builder.add_edge("tools", "agent")
+    builder.set_node_defaults(error_handler=lambda state: Command(goto="tools"))
+    graph = guarded_builder(builder, guard=guard("act"), trace=Broken(tmp_path)).compile()
+    with pytest.raises(RuntimeError, match="the trace is broken"):
+        list(itertools.islice(graph.stream(ASK, stream_mode="debug"), 60))
+    assert log == []
+
+
+def in_a_cache(agent: Any) -> Any:
+    return functools.lru_cache(lambda text: agent.invoke({"messages": [HumanMessage(text)]}))
+
+
+def in_a_queue(agent: Any) -> Any:
+    agents = collections.deque([agent])
+    return lambda text: agents[0].invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_user_dict(agent: Any) -> Any:
+    agents = collections.UserDict(one=agent)
+    return lambda text: agents["one"].invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_chain_of_maps(agent: Any) -> Any:
+    agents = collections.ChainMap({}, {"one": agent})
+    return lambda text: agents["one"].invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_cached_property(agent: Any) -> Any:
+    class Team:
+        @functools.cached_property
+        def one(self) -> Any:
+            return agent
+
+    team = Team()
+    return lambda text: team.one.invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_partial_method(agent: Any) -> Any:
+    class Team:
+        def ask(self, one: Any, text: str) -> Any:
+            return one.invoke({"messages": [HumanMessage(text)]})
+
+        ask_one = functools.partialmethod(ask, agent)
+
+    return Team().ask_one
+
+
+def in_a_context_variable(agent: Any) -> Any:
+    agents: ContextVar[Any] = ContextVar("agents", default=agent)
+    return lambda text: agents.get().invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_cycle(agent: Any) -> Any:
+    agents = itertools.cycle([agent])
+    return lambda text: next(agents).invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_generator(agent: Any) -> Any:
+    def endless() -> Any:
+        while True:
+            yield agent
+
+    agents = endless()
+    return lambda text: next(agents).invoke({"messages": [HumanMessage(text)]})
+
+
+def in_a_future(agent: Any) -> Any:
+    made: Future[Any] = Future()
+    made.set_result(agent)
+    return lambda text: made.result().invoke({"messages": [HumanMessage(text)]})
+
+
+HELD = [
+    in_a_cache,
+    in_a_queue,
+    in_a_user_dict,
+    in_a_chain_of_maps,
+    in_a_cached_property,
+    in_a_partial_method,
+    in_a_context_variable,
+    in_a_cycle,
+    in_a_generator,
+    in_a_future,
+]
+
+
+@pytest.mark.parametrize("hold", HELD, ids=lambda hold: hold.__name__)
+def test_an_agent_inside_is_found_where_python_itself_keeps_it(hold: Any) -> None:
+    ask = hold(react([], calls(("pay", {"x": 3})), DONE))
+
+    @tool
+    def delegate(x: int) -> str:
+        """Delegate."""
+        return str(ask("pay"))
+
+    graph = react([], calls(("delegate", {"x": 1})), DONE, tools=[delegate])
+    with pytest.raises(UnguardableGraphError, match="guard it where it is made"):
+        guarded_graph(graph, guard=guard())
+
+
+def looks_at_state(ran: list[Any]) -> Any:
+    @tool
+    def look(x: int, state: Annotated[Any, InjectedState]) -> str:
+        """Look."""
+        ran.append((x, len(state["messages"])))
+        return "seen"
+
+    return look
+
+
+async def test_a_hidden_argument_that_the_model_writes_is_dropped_as_ever() -> None:
+    step = calls(("look", {"x": 1, "state": {"messages": []}}))
+    for run_async in (False, True):
+        ran: list[Any] = []
+        graph = guarded_graph(react([], step, DONE, tools=[looks_at_state(ran)]), guard=guard())
+        await graph.ainvoke(ASK) if run_async else graph.invoke(ASK)
+        assert ran == [(1, 2)]
+
+
+@pytest.mark.parametrize(("on_error", "verdict"), [("act", "refuse"), ("ask", "ask"), ("refuse", "refuse")])
+def test_a_step_of_too_many_calls_is_not_let_through(on_error: Any, verdict: str) -> None:
+    step = calls(*[("pay", {"x": number}) for number in range(17)])
+    log: list[Any] = []
+    graph = react(log, step, DONE, checkpointer=InMemorySaver())
+    out = guarded_graph(graph, guard=guard("refuse", on_error=on_error)).invoke(ASK, THREAD)
+    assert log == []
+    assert ("__interrupt__" in out) == (verdict == "ask")
+
+
+async def test_new_input_on_an_open_step_closes_it_where_the_run_begins() -> None:
+    """A run that names the checkpoint of the open step begins after what closed it, not before."""
+    for run_async in (False, True):
+        own = guard(policy=Policy(ask=["pay"]))
+        graph = guarded_graph(react([], STEP, DONE, checkpointer=InMemorySaver()), guard=own)
+        graph.invoke(ASK, THREAD)
+        paused = graph.get_state(THREAD).config
+        more: Any = {"messages": [HumanMessage("never mind")]}
+        out = await graph.ainvoke(more, paused) if run_async else graph.invoke(more, paused)
+        assert_valid(out["messages"])
+        assert [m.type for m in out["messages"]] == ["human", "ai", "tool", "tool", "human", "ai"]
+
+
+async def test_new_input_closes_an_open_step_of_a_graph_inside_that_keeps_its_thread() -> None:
+    for run_async in (False, True):
+        parent = StateGraph(State)
+        parent.add_node("agent", react([], STEP, DONE, checkpointer=True))
+        parent.add_edge(START, "agent")
+        own = guard(policy=Policy(ask=["pay"]))
+        graph = guarded_graph(parent.compile(checkpointer=InMemorySaver()), guard=own)
+        assert "__interrupt__" in (await graph.ainvoke(ASK, THREAD) if run_async else graph.invoke(ASK, THREAD))
+        more: Any = {"messages": [HumanMessage("never mind")]}
+        out = await graph.ainvoke(more, THREAD) if run_async else graph.invoke(more, THREAD)
+        assert sum(isinstance(m, ToolMessage) for m in out["messages"]) == 2
+        assert_valid(out["messages"])
+
+
+@pytest.mark.parametrize("choice", ["approve", "reject"])
+def test_a_graph_inside_that_keeps_its_thread_goes_on_where_it_stopped(choice: str) -> None:
+    log: list[Any] = []
+    parent = StateGraph(State)
+    parent.add_node("agent", react(log, STEP, DONE, STEP, DONE, checkpointer=True))
+    parent.add_edge(START, "agent")
+    own = guard(policy=Policy(ask=["pay"]))
+    graph = guarded_graph(parent.compile(checkpointer=InMemorySaver()), guard=own)
+    for number in range(2):
+        graph.invoke({"messages": [HumanMessage(f"go {number}")]}, THREAD)
+        out = graph.invoke(Command(resume={"decisions": [{"type": choice}]}), THREAD)
+        assert len(log) == (number + 1) * (2 if choice == "approve" else 1)
+        assert_valid(out["messages"])
+
+
+@pytest.mark.parametrize("types", ["string", ["number", "string"], ["integer", "object"]])
+def test_a_limit_of_an_allow_rule_is_for_all_the_types_beside_it(types: Any) -> None:
+    """`maximum` says nothing about a text: the rule would allow any."""
+    schema = {"required": ["x"], "properties": {"x": {"type": types, "maximum": 100}}}
+    with pytest.raises(PolicyError, match="maximum"):
+        Rule("allow", ["pay"], arguments=schema)
+    Rule("refuse", ["pay"], arguments=schema)
+    for fit in ({"type": ["integer", "null"], "maximum": 100}, {"anyOf": [{"type": "integer", "maximum": 100}]}):
+        Rule("allow", ["pay"], arguments={"required": ["x"], "properties": {"x": fit}})
+
+
+async def test_guarded_tools_that_are_called_at_once_spend_a_clearance_each() -> None:
+    log: list[Any] = []
+    judged: list[int] = []
+
+    def decide(step: Any) -> list[str]:
+        judged.append(len(step.calls))
+        return ["act" if len(judged) == 1 else "refuse"] * len(step.calls)
+
+    pay, _ = guard_tools(make_tools(log, ("pay", "look")), guard=guard(decide))
+    step = calls(("pay", {"x": 1}), ("look", {"x": 2}))
+    with conversation([HumanMessage("go"), step]):
+        said = await asyncio.gather(*(pay.ainvoke(step.tool_calls[0]) for _ in range(3)))
+    assert log == [("pay", 1)]
+    assert sorted(m.status for m in said) == ["error", "error", "success"]
+
+
+def test_guarded_tools_judge_what_the_model_wrote_for_a_hidden_argument() -> None:
+    seen: list[Any] = []
+    ran: list[Any] = []
+
+    def decide(step: Any) -> list[str]:
+        seen.extend(call.args for call in step.calls)
+        return ["act"] * len(step.calls)
+
+    @tool
+    def pay(x: int, account: Annotated[str, InjectedToolArg] = "mine") -> str:
+        """Pay."""
+        ran.append((x, account))
+        return "paid"
+
+    (guarded,) = guard_tools([pay], guard=guard(decide))
+    step = calls(("pay", {"x": 1, "account": "theirs"}))
+    with conversation([HumanMessage("go"), step]):
+        guarded.invoke(step.tool_calls[0])
+        guarded.invoke({"x": 2, "account": "injected"})
+    assert ran == [(1, "theirs"), (2, "injected")]
+    assert seen == [{"x": 1, "account": "theirs"}, {"x": 2}]
+
+
+def test_guarded_tools_guard_the_agents_that_they_run() -> None:
+    log: list[Any] = []
+    inner = subagent(log)
+
+    @tool
+    def delegate(x: int) -> str:
+        """Delegate."""
+        return str(inner.invoke({"messages": [HumanMessage("pay")]})["messages"][-1].text)
+
+    (guarded,) = guard_tools([delegate], guard=guard(refuse_pay))
+    with conversation("go"):
+        guarded.invoke({"x": 1})
+    assert log == []
+
+
+def test_a_tool_that_runs_past_its_run_method_is_not_guarded_in_silence() -> None:
+    class Direct(BaseTool):
+        name: str = "pay"
+        description: str = "Pay."
+
+        def _run(self, x: int) -> str:
+            return "paid"
+
+        def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+            return self._run(**input)
+
+    with pytest.raises(TypeError, match="past the guard"):
+        guard_tools([Direct()], guard=guard("refuse"))
+
+
+@pytest.mark.parametrize("ways", [["prod"], ["sandbox"], ["prod", "sandbox"]])
+def test_a_tool_is_judged_by_what_it_says_of_itself_not_its_namesake(ways: list[str]) -> None:
+    log: list[Any] = []
+    builder = StateGraph(State)
+    builder.add_node("agent", says(calls(("query", {"x": 1})), DONE))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", lambda state: ways, ["prod", "sandbox"])
+    for name in ("prod", "sandbox"):
+        (query,) = make_tools(log, ["query"])
+        query.metadata = {"readOnlyHint": name == "sandbox"}
+        builder.add_node(name, ToolNode([query]))
+        builder.add_edge(name, END)
+    reads = Policy(rules=[Rule("allow", annotations={"readOnlyHint": True})])
+    guarded_graph(builder.compile(), guard=guard("refuse", policy=reads)).invoke(ASK)
+    assert log == ([("query", 1)] if ways == ["sandbox"] else [])
+
+
+def test_words_that_a_person_says_twice_are_in_the_log_twice(tmp_path: Path) -> None:
+    script = [calls(("look", {"x": 1})), AIMessage("more?"), calls(("look", {"x": 2})), DONE]
+    graph = guarded_graph(react([], *script, checkpointer=InMemorySaver()), guard=guard(), trace=tmp_path)
+    for _ in range(2):
+        graph.invoke({"messages": [HumanMessage("yes")]}, THREAD)
+    (trajectory,) = read_traces(tmp_path)
+    types = [[message["type"] for message in step.messages] for step in trajectory.steps]
+    assert types == [["human", "ai"], ["tool", "ai", "human", "ai"]]
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="graphs inside share the name that a run gives its trajectory: their steps become branches of it, and an outcome "
+    "goes to whichever graph was logged last",
+)
+def test_an_outcome_goes_to_the_graph_that_the_run_is_of(tmp_path: Path) -> None:
+    inner = subagent([])
+
+    @tool
+    def delegate(x: int) -> str:
+        """Delegate."""
+        return str(inner.invoke({"messages": [HumanMessage("pay")]})["messages"][-1].text)
+
+    trace = TraceWriter(tmp_path)
+    graph = guarded_graph(react([], calls(("delegate", {"x": 1})), DONE, tools=[delegate]), guard=guard(), trace=trace)
+    graph.invoke(ASK, {"metadata": {"mosaic_trajectory": "run"}})
+    trace.outcome("run", Outcome(harmful=True, harmful_calls=[(0, 0)]))
+    (own,) = [trajectory for trajectory in read_traces(tmp_path) if trajectory.steps[0].calls[0]["name"] == "delegate"]
+    assert own.outcome is not None
