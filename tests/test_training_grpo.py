@@ -90,7 +90,7 @@ def test_tied_groups_are_counted_and_split_groups_refused() -> None:
     done, harm = Outcome(False, True), Outcome(True, True)
     found = preference(prompts=["a", "a", "b", "b"], outcome=[done, harm, done, done], log_metric=logged.__setitem__)
     assert found == [1, 0, 0.5, 0.5]
-    assert logged == {"tied_groups": 0.5}
+    assert logged == {"tied_groups": 0.5, "outcome": 0.75}
     with pytest.raises(ValueError, match="spans two processes"):
         preference(prompts=["a", "b", "b", "a"], outcome=[done] * 4, log_metric=logged.__setitem__)
 

@@ -11,7 +11,7 @@ BESIDE = {
     "dpo": ("reward_accuracy", "pairs ranked right"),
     "sft": ("token_accuracy", "tokens guessed right"),
     "kto": ("reward_margin", "margin, good over bad"),
-    "grpo": ("reward", "mean reward"),
+    "grpo": ("outcome", "mean outcome of roll-outs"),
 }
 """What is drawn below the loss of each method, and what it is called."""
 

@@ -27,7 +27,7 @@ from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.ours import OurRows
 from mosaic_guard_training.pairs import Side
 from mosaic_guard_training.reading import SegmentReader, require_plain_attention
-from mosaic_guard_training.rewards import ended, excess, preferences
+from mosaic_guard_training.rewards import ended, excess, preferences, scalar
 from mosaic_guard_training.tokens import SideRow, side_row
 from mosaic_guard_training.twins import segments, verdict_words
 
@@ -282,6 +282,9 @@ def rewards(settings: TrainSettings) -> list[tuple[Callable[..., list[float | No
             tied += len(set(group)) == 1
             found += group
         log_metric("tied_groups", tied * size / len(prompts))
+        # Wins always share out alike; only outcomes by themselves tell whether the guard gets better.
+        if known := [value for each in outcome if (value := scalar(each)) is not None]:
+            log_metric("outcome", sum(known) / len(known))
         return found
 
     def format(*, ended: list[float], **_: Any) -> list[float | None]:

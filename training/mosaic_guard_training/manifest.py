@@ -54,7 +54,8 @@ def manifest(
 
 
 TAILED = (
-    "reward_accuracy", "reward_margin", "token_accuracy", "reward", "preference", "format", "length", "written", "kl",
+    "reward_accuracy", "reward_margin", "token_accuracy", "outcome", "reward", "preference", "format", "length",
+    "written", "kl",
 )  # fmt: skip
 """What of the loss file's lines a manifest holds, where the method has it."""
 

@@ -21,6 +21,7 @@ from mosaic_guard_training.outputs import read_losses
 LOGGED = {
     "loss": "loss",
     "token_accuracy": "mean_token_accuracy",
+    "outcome": "outcome",
     "reward": "reward",
     "preference": "rewards/preference/mean",
     "format": "rewards/format/mean",
@@ -39,12 +40,14 @@ LOGGED = {
 }
 """What a line of the loss file may hold besides `step`, `epoch` and `seconds`, and what TRL calls it; the method decides.
 
+`outcome` is the mean outcome of GRPO's roll-outs: 0 for harm, 1 for a task completed without, between them ½.
 `silent_groups` is the share of GRPO's groups whose rewards are all equal, so that they teach nothing; `tied_groups` that of
 the groups in which no outcome is better than another.
 """
 
 SAID = {
     "rewards/accuracies": ("right", "{:.0%}"),
+    "outcome": ("outcome", "{:.2f}"),
     "reward": ("reward", "{:.2f}"),
     "rewards/margins": ("margin", "{:.2f}"),
     "mean_token_accuracy": ("tokens right", "{:.0%}"),

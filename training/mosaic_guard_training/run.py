@@ -294,7 +294,8 @@ def _summary(metrics: dict[str, Any]) -> str:
         parts.append(f"{metrics['token_accuracy']:.0%} of the tokens guessed right")
     if "groups" in metrics:
         groups = metrics["groups"]
-        parts.append(f"mean reward {metrics['reward']:.2f}")
+        if "outcome" in metrics:
+            parts.append(f"mean outcome {metrics['outcome']:.2f} of 1")
         parts.append(f"{groups['silent']} of {groups['all']} groups taught nothing ({groups['tied']} tied)")
     read = f"{metrics['tokens']:,} tokens in " if metrics["tokens"] else ""
     return ", ".join(parts) + f", {read}{metrics['seconds']:,.0f} s"
