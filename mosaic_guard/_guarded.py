@@ -32,7 +32,7 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
             thread = ensure_config(self.config, config)
             state = self.get_state(thread)
             # Named, a checkpoint is shown without what its unfinished tasks wrote, which new input drops.
-            answers = self._cancelled(self.get_state(state.config)) if state.tasks else None
+            answers = self._cancelled(self.get_state(_at(thread, state.config))) if state.tasks else None
             if answers:
                 config = _from_there(config, self.update_state(thread, answers, as_node=self._nodes.refuse_name))
         yield from super().stream(input, self._user_steps(config), **kwargs)
@@ -42,7 +42,7 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         if self._may_be_open(input, config):
             thread = ensure_config(self.config, config)
             state = await self.aget_state(thread)
-            answers = self._cancelled(await self.aget_state(state.config)) if state.tasks else None
+            answers = self._cancelled(await self.aget_state(_at(thread, state.config))) if state.tasks else None
             if answers:
                 config = _from_there(config, await self.aupdate_state(thread, answers, as_node=self._nodes.refuse_name))
         async for chunk in super().astream(input, self._user_steps(config), **kwargs):
@@ -98,7 +98,12 @@ def _from_there(config: RunnableConfig | None, closed: RunnableConfig) -> Runnab
     """The config of a run that begins where a step was closed; a run of the thread's latest state does so anyway."""
     if not (config or {}).get("configurable", {}).get("checkpoint_id"):
         return config
-    return patch_configurable(config, {"checkpoint_id": closed["configurable"]["checkpoint_id"]})
+    return _at(config, closed)
+
+
+def _at(config: RunnableConfig | None, place: RunnableConfig) -> RunnableConfig:
+    """A config that names the checkpoint of another one."""
+    return patch_configurable(config, {"checkpoint_id": place["configurable"]["checkpoint_id"]})
 
 
 def _tool_messages(result: Any, key: str) -> list[ToolMessage]:
