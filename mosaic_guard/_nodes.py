@@ -408,10 +408,14 @@ class GuardNodes:
         edits: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Waiting:
         calls = [call for _, _, found in routes for call in found]
+        cleared: list[str] = []
         if edits:  # the others are settled; calls that are alike are one
+            verdicts = channel_of(config)["clearances"]["verdicts"]
+            acting = [call for call in calls if verdicts.get(digest_of(call), {}).get("verdict") == "act"]
+            cleared = [verdicts[digest_of(call)].get("run", call)["name"] for call in acting]
             alike = {digest_of(call): call for call in calls}
             calls = [{**alike[digest], **edit} for digest, edit in edits.items()]
-        step = Step(self.authorised(messages, config), as_calls(calls), self._tools_of(routes))
+        step = Step(self.authorised(messages, config), as_calls(calls), self._tools_of(routes), cleared=tuple(cleared))
         return Waiting(messages, step, routes, history, trajectory, number, edits or {})
 
     def _tools_of(self, routes: list[list[Any]]) -> Mapping[str, BaseTool]:

@@ -24,12 +24,14 @@ from langgraph.types import CachePolicy, Command, Send
 from scripted_agents import Scripted, State, assert_valid, calls, make_tools
 
 from mosaic_guard import (
+    Call,
     Guard,
     Outcome,
     Policy,
     PolicyError,
     Rule,
     ScriptedGuardModel,
+    Step,
     TraceWriter,
     UnguardableGraphError,
     conversation,
@@ -736,3 +738,31 @@ def test_an_outcome_goes_to_the_graph_that_the_run_is_of(tmp_path: Path) -> None
     trace.outcome("run", Outcome(harmful=True, harmful_calls=[(0, 0)]))
     (own,) = [trajectory for trajectory in read_traces(tmp_path) if trajectory.steps[0].calls[0]["name"] == "delegate"]
     assert own.outcome is not None
+
+
+def test_an_edited_call_counts_the_calls_that_are_cleared_beside_it() -> None:
+    log: list[Any] = []
+    policy = Policy(rules=[Rule("ask", ["look"]), Rule("refuse", ["pay"], after=1)])
+    step = calls(("pay", {"x": 1}), ("look", {"x": 2}))
+    graph = guarded_graph(react(log, step, DONE, checkpointer=InMemorySaver()), guard=guard(policy=policy))
+    graph.invoke(ASK, THREAD)
+    edit = {"type": "edit", "edited_action": {"name": "pay", "args": {"x": 2}}}
+    out = graph.invoke(Command(resume={"decisions": [edit]}), THREAD)
+    assert log == [("pay", 1)]
+    assert_valid(out["messages"])
+
+
+@pytest.mark.parametrize(
+    ("said", "value", "found"),
+    [
+        ("12", "1,2", False),
+        ("1,2", "12", False),
+        ("1,098.70", "1098.7", True),
+        ("98.70", 98.7, True),
+        ("5000", "5,000", True),
+    ],
+)
+def test_a_list_of_numbers_is_not_a_number(said: str, value: Any, found: bool) -> None:
+    rule = Rule("allow", ["pay"], origin={"x": "user"})
+    step = Step([HumanMessage(f"pay {said} now"), calls(("pay", {"x": value}))], (Call(0, "1", "pay", {"x": value}),))
+    assert rule.match(step.calls[0], step).matches == found
