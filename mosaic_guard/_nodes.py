@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.config import get_stream_writer
@@ -41,6 +41,7 @@ from mosaic_guard._channel import (
 )
 from mosaic_guard._decision import Decision, Step
 from mosaic_guard._digest import message_digest
+from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._function_node import FunctionNode
 from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
 from mosaic_guard._guard import Guard, Judgement, Plan
@@ -216,7 +217,7 @@ class GuardNodes:
             return False
         if any(name == END or name in self.joined for name, _ in routes):
             return False
-        messages = list(read(config, self.messages_key, fresh=True) or ())
+        messages = self.messages_in({self.messages_key: read(config, self.messages_key, fresh=True)})
         found = self._routes(messages, routes)
         waiting = self._open(messages, found, config)
         # The whole step, and nothing but it: what another route may bring is judged with it, in `plan`.
@@ -298,8 +299,18 @@ class GuardNodes:
         return self._again(config, waiting, await self.guard.acheck(waiting.step, plan, key=waiting.key))
 
     def messages_in(self, state: State) -> list[Any]:
-        """The messages of a graph's state: a mapping, a dataclass or a pydantic model."""
+        """The messages of a graph's state: a mapping, a dataclass or a pydantic model.
+
+        Raises:
+            UnguardableGraphError: If they are no LangChain messages.
+        """
         found = state.get(self.messages_key) if isinstance(state, Mapping) else getattr(state, self.messages_key, None)
+        odd = next((message for message in found or () if not isinstance(message, BaseMessage)), None)
+        if odd is not None:
+            raise UnguardableGraphError(
+                f"{self.messages_key!r} of the state holds a {type(odd).__name__}, which is no LangChain message: give it the "
+                "reducer add_messages, which reads any form"
+            )
         return list(found or ())
 
     def authorised(self, messages: Sequence[Any], config: RunnableConfig) -> Sequence[Any]:
