@@ -150,7 +150,7 @@ def test_a_function_finds_a_refused_call_nowhere_in_its_input(place: str) -> Non
     for decide, ran in ((refuse_pay, [("look", 1)]), ("act", [("look", 1), ("pay", 2)])):
         log: list[Any] = []
         out = guarded_graph(beside(log, pick, **options), guard=guard(decide), tool_nodes=["run"]).invoke(ASK)
-        assert log == ran
+        assert sorted(log) == ran
         assert_valid(out["messages"])
 
 
