@@ -130,9 +130,12 @@ class Step:
         calls: The proposed calls, at least one.
         tools: The tools that the graph knows, by name.
         evidence: What was computed about each call, in the order of `calls`.
+        cleared: Names of the tools of the same AI message's calls that are cleared already, where `calls` are those that a
+            person edited.
     """
 
     messages: Sequence[BaseMessage]
     calls: Sequence[Call]
     tools: Mapping[str, BaseTool] = field(default_factory=dict)
     evidence: Sequence[CallEvidence] = ()
+    cleared: Sequence[str] = ()

@@ -202,7 +202,7 @@ def _proposed(message: BaseMessage, value: str) -> bool:
     )
 
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 
 
 @lru_cache(maxsize=256)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, AnyMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.config import get_stream_writer
@@ -41,6 +41,7 @@ from mosaic_guard._channel import (
     written_in,
 )
 from mosaic_guard._decision import Decision, Step
+from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._evidence import REJECTED
 from mosaic_guard._function_node import FunctionNode
 from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
@@ -203,7 +204,7 @@ class GuardNodes:
             return False
         if any(name == END or name in self.joined for name, _ in routes):
             return False
-        messages = list(read(config, self.messages_key, fresh=True) or ())
+        messages = self.messages_in({self.messages_key: read(config, self.messages_key, fresh=True)})
         found = self._routes(messages, routes)
         waiting = self._open(messages, found, config)
         # The whole step, and nothing but it: what another route may bring is judged with it, in `plan`.
@@ -289,8 +290,18 @@ class GuardNodes:
         return self._again(config, waiting, await self.guard.acheck(waiting.step, plan, key=waiting.key))
 
     def messages_in(self, state: State) -> list[Any]:
-        """The messages of a graph's state: a mapping, a dataclass or a pydantic model."""
+        """The messages of a graph's state: a mapping, a dataclass or a pydantic model.
+
+        Raises:
+            UnguardableGraphError: If they are no LangChain messages.
+        """
         found = state.get(self.messages_key) if isinstance(state, Mapping) else getattr(state, self.messages_key, None)
+        odd = next((message for message in found or () if not isinstance(message, BaseMessage)), None)
+        if odd is not None:
+            raise UnguardableGraphError(
+                f"{self.messages_key!r} of the state holds a {type(odd).__name__}, which is no LangChain message: give it the "
+                "reducer add_messages, which reads any form"
+            )
         return list(found or ())
 
     def authorised(self, messages: Sequence[Any], config: RunnableConfig) -> Sequence[Any]:
@@ -404,10 +415,14 @@ class GuardNodes:
         edits: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Waiting:
         calls = [call for _, _, found in routes for call in found]
+        cleared: list[str] = []
         if edits:  # the others are settled; calls that are alike are one
+            verdicts = channel_of(config)["clearances"]["verdicts"]
+            acting = [call for call in calls if verdicts.get(digest_of(call), {}).get("verdict") == "act"]
+            cleared = [verdicts[digest_of(call)].get("run", call)["name"] for call in acting]
             alike = {digest_of(call): call for call in calls}
             calls = [{**alike[digest], **edit} for digest, edit in edits.items()]
-        step = Step(self.authorised(messages, config), as_calls(calls), self._tools_of(routes))
+        step = Step(self.authorised(messages, config), as_calls(calls), self._tools_of(routes), cleared=tuple(cleared))
         return Waiting(messages, step, routes, history, trajectory, number, edits or {})
 
     def _tools_of(self, routes: list[list[Any]]) -> Mapping[str, BaseTool]:

@@ -141,6 +141,7 @@ class Rule:
 
     def _match_count(self, call: Call, step: Step) -> Match:
         counted = [name for name in calls_run(step.messages) if self._is_of(name, step)]
+        counted += [name for name in step.cleared if self._is_of(name, step)]
         counted += [c.name for c in step.calls if c.index < call.index and self._is_of(c.name, step)]
         number = len(counted) + 1
         holds = number > self.after and (self.first is None or number <= self.first)

@@ -22,12 +22,11 @@ def with_ids(output: Any, key: str, history: Sequence[BaseMessage]) -> tuple[Any
         key: State key of the messages.
         history: The messages that the tools were called with: a handoff writes them once more.
     """
-    known = {message.id: message_digest(message) for message in history if message.id is not None}
     ids: list[str] = []
 
     def said(item: Any) -> Any:
         message = _human(item)
-        if message is None or (message.id in known and message_digest(message) == known[message.id]):
+        if message is None or any(old.id == message.id and _alike(old, message) for old in history):
             return item
         made = message if message.id is not None else message.model_copy(update={"id": str(uuid.uuid4())})
         ids.append(str(made.id))
@@ -54,6 +53,10 @@ def with_ids(output: Any, key: str, history: Sequence[BaseMessage]) -> tuple[Any
 
     made = one(output)
     return (made, ids) if ids else (output, ids)
+
+
+def _alike(old: BaseMessage, message: HumanMessage) -> bool:
+    return old.id is not None and message_digest(old) == message_digest(message)
 
 
 def _human(item: Any) -> HumanMessage | None:
