@@ -6,6 +6,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.mosaic-guard-installed
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 ARGS ?=
+# One test process per core; each file stays in one of them. SPREAD= runs them in turn.
+SPREAD ?= -n auto --dist loadfile
 
 pin = "$$(grep '^$(1)==' constraints.txt)"
 
@@ -39,14 +41,14 @@ demo: install ## Run the demonstration: examples/demo.py
 	$(PY) examples/demo.py $(ARGS)
 
 test: install ## Run all tests (ARGS="-k name" to choose)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(SPREAD) $(ARGS)
 
 test-fast: install ## Run the tests that are quick: no language model, PostgreSQL, processes, or long properties
-	$(PY) -m pytest -m "not model and not postgres and not slow" $(ARGS)
+	$(PY) -m pytest $(SPREAD) -m "not model and not postgres and not slow" $(ARGS)
 
 test-nightly: install ## Run the long tests: 200 threads on killed workers, 2,000 examples of each property
 	$(PY) -m pytest -m nightly $(ARGS)
-	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest tests/test_random_threads.py tests/test_invariants.py tests/test_digest.py $(ARGS)
+	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest $(SPREAD) tests/test_random_threads.py tests/test_invariants.py tests/test_digest.py $(ARGS)
 
 check: install ## Check formatting, lint and types
 	$(PY) -m ruff format --check .

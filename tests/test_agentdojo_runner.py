@@ -13,6 +13,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 
 from mosaic_guard import Guard, ScriptedGuardModel, Step, TraceWriter, read_traces
 from mosaic_guard_agentdojo import GullibleChatModel, TaskResult, run_task, scenario
+from mosaic_guard_agentdojo.runner import StepLog
 
 
 def guard(decide: Any) -> Guard:
@@ -162,3 +163,11 @@ def test_a_run_without_end_is_graded_as_it_stands() -> None:
     loop = [AIMessage("", tool_calls=[{"name": "get_iban", "args": {}, "id": f"c{n}"}]) for n in range(80)]
     result = run_task(scenario("banking", "user_task_1"), guard("act"), agent=Scripted(script=loop))
     assert (result.answer, result.completed) == ("", False)
+
+
+def test_a_run_without_a_trace_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_task(scenario("banking", "user_task_0"), Guard(ScriptedGuardModel("act")))
+    assert not list(tmp_path.iterdir())
+    public = {name for name, value in vars(TraceWriter).items() if callable(value) and not name.startswith("_")}
+    assert public - {"close"} <= set(vars(StepLog)), "what is not passed on is written by the log itself"

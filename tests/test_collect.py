@@ -243,6 +243,7 @@ def test_a_factory_may_bring_input_and_grader(tmp_path: Path) -> None:
         assert (trajectory.outcome.source, trajectory.outcome.details) == ("own", {"said": "something else"})
 
 
+@pytest.mark.slow
 def test_a_guard_of_ones_own_draws_here_too(tmp_path: Path) -> None:
     collect(settings(tmp_path, "model"))
     collect(settings(tmp_path, "guard", guard="collecting:whole_guard"))

@@ -132,6 +132,7 @@ def test_equal_values_of_other_types_are_other_arguments(before: Any, after: Any
     assert message_digest(message) != first
 
 
+@pytest.mark.slow
 def test_a_digest_is_forgotten_with_its_message() -> None:
     gc.collect()
     before = len(_digest._known)

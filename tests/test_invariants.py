@@ -89,6 +89,7 @@ def run(
     return log, out["messages"]
 
 
+@pytest.mark.slow
 @given(
     script=steps(),
     verdicts=st.lists(st.booleans(), min_size=1, max_size=6),
@@ -111,6 +112,7 @@ def test_nothing_runs_uncleared_and_every_call_is_answered(
         assert not log
 
 
+@pytest.mark.slow
 @given(script=steps(), kind=st.sampled_from(["create_agent", "condition", "send"]))
 def test_an_allowing_guard_changes_nothing(script: Any, kind: str) -> None:
     logs, histories = [], []
@@ -135,6 +137,7 @@ def test_an_allowing_guard_changes_nothing(script: Any, kind: str) -> None:
     indirect=True,
 )
 # One store for all examples: each is a thread of its own.
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(script=steps(), verdicts=st.lists(st.booleans(), min_size=1, max_size=6), stops=st.integers(0, 4))
 def test_a_run_that_is_stopped_and_resumed_keeps_the_invariants(

@@ -208,6 +208,7 @@ def test_directions_name_fields_of_errors() -> None:
         assert {wrong, cases} <= set(Errors.__dataclass_fields__)
 
 
+@pytest.mark.slow
 def test_held_out_tasks_are_run_under_both_guards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Guard, "load", classmethod(lambda cls, name="default", **options: scripted(str(name))))
     task = {

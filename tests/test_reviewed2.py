@@ -815,11 +815,6 @@ def test_words_that_a_node_makes_up_for_an_agent_inside_are_no_humans() -> None:
     assert seen == [["go"]]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a pause before the tools comes after the check: what is added to the state then is taken for an update by `check`, "
-    "which takes the recorded routes; unguarded, the agent's own branch would be asked again and end the run",
-)
 def test_a_person_who_says_stop_before_the_tools_run_is_heard() -> None:
     log: list[Any] = []
     graph = guarded_graph(

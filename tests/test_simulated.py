@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from collecting import SCHEMA, task, tasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,7 @@ def run(given_task: Task, decide: Any, agent: Any = None) -> tuple[list[Any], Ou
     return seen, outcome, trace
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(tasks(), st.randoms(use_true_random=False))
 def test_the_script_is_played_under_any_decisions(given_task: Task, random: Any) -> None:

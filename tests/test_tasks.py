@@ -16,6 +16,7 @@ from mosaic_guard_training.tasks import Task, TaskError, read_tasks, task_from_d
 LEAST = {"id": "a", "environment": "e", "category": "benign", "user": "Do it."}
 
 
+@pytest.mark.slow
 @given(st.lists(tasks(), max_size=4, unique_by=lambda found: found.id))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, written: list[Task]) -> None:
     file = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"

@@ -64,6 +64,7 @@ def test_loss_falls_on_sampled_and_target_tokens_only(logged: Trajectory) -> Non
     assert len(found) == len({s.segment for s in logged.steps if s.pieces})
 
 
+@pytest.mark.slow
 @given(sides, sides)
 def test_a_row_scores_what_the_sides_score_but_for_what_cancels(chosen: list, rejected: list) -> None:
     row = merge(chosen, rejected)

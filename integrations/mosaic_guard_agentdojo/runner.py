@@ -11,6 +11,7 @@ from typing import Any
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.tools import BaseTool
 from langgraph.errors import GraphRecursionError
 
 from mosaic_guard import Guard, Outcome, TraceWriter, guarded_graph
@@ -92,6 +93,19 @@ class StepLog(TraceWriter):
     def header(self, guard: Mapping[str, Any]) -> str:
         """Pass on."""
         return self._onward.header(guard) if self._onward else ""
+
+    def tools(self, tools: Mapping[str, BaseTool]) -> str:
+        """Pass on."""
+        return self._onward.tools(tools) if self._onward else ""
+
+    def tool_specs(self, specs: Sequence[Mapping[str, Any]]) -> str:
+        """Pass on."""
+        return self._onward.tool_specs(specs) if self._onward else ""
+
+    def feedback(self, trajectory: str, step: int, at: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Pass on."""
+        if self._onward:
+            self._onward.feedback(trajectory, step, at, answers)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Keep and pass on."""
