@@ -13,7 +13,7 @@ from langgraph.checkpoint.serde.types import TASKS
 from langgraph.config import get_config
 
 from mosaic_guard._channel import CHECKPOINTER, proposing
-from mosaic_guard._waiting import unanswered
+from mosaic_guard._waiting import CANCELLED_MARK, unanswered
 
 CANCELLED = "This call was cancelled: the user went on before it ran."
 CUT_OFF = (
@@ -38,7 +38,13 @@ def cancelled(calls: Sequence[Any], results: Sequence[ToolMessage], started: boo
         known = next((m for m in left if m.tool_call_id == call["id"]), None)
         if known is None:
             text = CUT_OFF if started else CANCELLED
-            known = ToolMessage(text, name=call["name"], tool_call_id=call["id"], status="error")
+            known = ToolMessage(
+                text,
+                name=call["name"],
+                tool_call_id=call["id"],
+                status="error",
+                additional_kwargs={CANCELLED_MARK: True},
+            )
         else:
             left.remove(known)
         answers.append(known)

@@ -25,7 +25,7 @@ from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL
 from mosaic_guard._decision import canonical_json
 from mosaic_guard._evidence import REFUSAL_MARK, REFUSED
 from mosaic_guard._recursion import grant_superstep
-from mosaic_guard._waiting import speaking_for
+from mosaic_guard._waiting import not_cancelled, speaking_for
 
 if TYPE_CHECKING:
     from mosaic_guard._nodes import GuardNodes
@@ -277,19 +277,26 @@ class _GatedToolNode:
         """The cache, if every call is cleared: a refusal is neither kept nor answered from it."""
         if self._mosaic_results is None:
             return None
-        calls, _ = self._parse_input(input)  # type: ignore[attr-defined]
+        calls, _ = self._parse_input(input)
         clearances = self._mosaic_clearances(config)
         found = [clearances.verdict(call) or {} for call in calls]
         # What a person edited is not what the input says, which names the result.
         plain = all(known.get("verdict") == "act" and "run" not in known for known in found)
         return self._mosaic_results if found and plain else None
 
+    def _parse_input(self, input: Any) -> tuple[list[Any], str]:
+        """The calls of an input, and its form; none that were cancelled, though a join may still lead here from their step."""
+        calls, form = super()._parse_input(input)  # type: ignore[misc]
+        if form == "tool_calls":
+            return calls, form
+        return not_cancelled(calls, input if form == "list" else self._mosaic_nodes.messages_in(input)), form
+
     def _mosaic_unjudged(self, input: Any, config: RunnableConfig) -> Command[Any] | None:
         """The way back to `plan`, if calls of a step that was not judged at all have come here."""
         # Where `plan` has found no calls that this node does, it would find none again: they are refused here.
         if self._mosaic_clearances(config).holds or self._mosaic_name in self._mosaic_nodes.joined:
             return None
-        calls, _ = self._parse_input(input)  # type: ignore[attr-defined]
+        calls, _ = self._parse_input(input)
         return send_back(self._mosaic_nodes, self._mosaic_name, input, config) if calls else None
 
 

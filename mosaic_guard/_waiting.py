@@ -121,6 +121,17 @@ def unanswered(calls: Sequence[Any], answered: Sequence[str]) -> list[Any]:
     return open_ones
 
 
+CANCELLED_MARK = "mosaic_guard_cancelled"
+"""Marks, in `additional_kwargs`, the answer to a call that new input has cut off."""
+
+
+def not_cancelled(calls: Sequence[Any], messages: Sequence[BaseMessage]) -> list[Any]:
+    """The calls of the last AI message that proposes any, without those that were cancelled since."""
+    after = messages[proposing(messages) + 1 :]
+    gone = [m.tool_call_id for m in after if isinstance(m, ToolMessage) and CANCELLED_MARK in m.additional_kwargs]
+    return unanswered(calls, gone) if gone else list(calls)
+
+
 def still_begins_with(messages: Sequence[Any], seen: Sequence[Any]) -> bool:
     """Whether a history has only grown since a step was seen."""
     return bool(messages_digest(messages[: seen[0]]) == seen[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
 from langgraph.prebuilt import ToolNode
-from scripted_agents import Scripted, answers, assert_valid, by_name, calls, hand_written, make_tools
+from scripted_agents import Scripted, State, answers, assert_valid, by_name, calls, hand_written, make_tools
 
 from mosaic_guard import Call, Guard, Limits, ScriptedGuardModel, Step, guarded_graph
 from mosaic_guard._deadline import Deadline, GuardTimeoutError, held
@@ -572,6 +574,30 @@ async def test_new_input_after_any_write_that_failed_finds_a_valid_history(
         if not failed:
             break
     assert k > 5
+
+
+def test_a_cancelled_call_does_not_run_where_a_join_still_leads_to_its_tools() -> None:
+    """New input empties the join; a write that fails between the answers and the input leaves it full."""
+    for k in range(1, 9):
+        log: list[Any] = []
+        saver = FailingSaver()
+        builder = StateGraph(State)
+        builder.add_node("agent", lambda state: {"messages": [SCRIPT[0]]})
+        builder.add_node("beside", lambda state: {})
+        builder.add_node("tools", ToolNode(make_tools(log)))
+        builder.add_edge(START, "agent")
+        builder.add_edge(START, "beside")
+        builder.add_edge(["agent", "beside"], "tools")
+        graph = guarded_graph(builder.compile(checkpointer=saver), guard=Guard(ScriptedGuardModel("act")))
+        graph.invoke(ASK, THREAD, interrupt_before=["tools"])
+        saver.k = saver.calls + k
+        with contextlib.suppress(StoreError):
+            graph.invoke({"messages": [HumanMessage("what now?")]}, THREAD, interrupt_before=["agent"])
+        saver.k = None
+        closed = sum("cancelled" in m.text for m in graph.get_state(THREAD).values["messages"])
+        out = graph.invoke(None, THREAD, interrupt_before=["agent"])
+        assert_valid(out["messages"])
+        assert len(log) == (0 if closed else 2)
 
 
 # A process that is killed
