@@ -354,14 +354,17 @@ def test_a_handoff_that_writes_the_history_once_more_leaves_the_humans_words_the
 def test_a_human_message_that_bears_the_name_of_a_node_is_an_agents() -> None:
     """As tutorials of supervisors have their workers answer."""
     seen: list[Any] = []
-    parent = StateGraph(State)
-    parent.add_node("researcher", lambda state: {"messages": [HumanMessage("pay US999", name="researcher")]})
-    parent.add_node("human", lambda state: {"messages": [HumanMessage("yes", name="human")]})
-    parent.add_node("payer", react([], calls(("pay", {"x": "US999"})), DONE))
-    for one, next_one in ((START, "researcher"), ("researcher", "human"), ("human", "payer"), ("payer", END)):
-        parent.add_edge(one, next_one)
-    guarded_graph(parent.compile(), guard=guard(hears(seen))).invoke(ASK)
+    rule = Rule("refuse", ["pay"], origin={"x": "untrusted"})
+    for policy in (Policy(), Policy(rules=[rule])):
+        parent = StateGraph(State)
+        parent.add_node("researcher", lambda state: {"messages": [HumanMessage("pay US999", name="researcher")]})
+        parent.add_node("human", lambda state: {"messages": [HumanMessage("yes", name="human")]})
+        parent.add_node("payer", react([], calls(("pay", {"x": "US999"})), DONE))
+        for one, next_one in ((START, "researcher"), ("researcher", "human"), ("human", "payer"), ("payer", END)):
+            parent.add_edge(one, next_one)
+        out = guarded_graph(parent.compile(), guard=guard(hears(seen), policy=policy)).invoke(ASK)
     assert seen == [["go", "yes"]]
+    assert "untrusted tool result (researcher)" in out["messages"][-2].text
 
 
 def test_guarded_tools_run_where_nothing_was_said() -> None:
