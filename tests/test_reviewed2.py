@@ -871,3 +871,35 @@ def test_a_command_that_brings_new_words_closes_the_open_step_too() -> None:
     graph.invoke(ASK, THREAD)
     out = graph.invoke(Command(update={"messages": [HumanMessage("never mind")]}, goto="agent"), THREAD)
     assert_valid(out["messages"])
+
+
+def test_a_function_that_holds_an_agent_still_shares_its_variables() -> None:
+    inner, count = subagent([]), 0
+
+    def ask(state: Any) -> Any:
+        nonlocal count
+        count += 1
+        return {"messages": inner.invoke(state)["messages"][-1]}
+
+    parent = StateGraph(State)
+    parent.add_node("ask", ask)
+    parent.add_edge(START, "ask")
+    guarded_graph(parent.compile(), guard=guard()).invoke(ASK)
+    assert count == 1
+
+
+def test_an_agent_in_a_builders_default_error_handler_is_guarded() -> None:
+    log: list[Any] = []
+    inner = subagent(log)
+
+    def fails(state: Any) -> Any:
+        raise ValueError("no")
+
+    builder = StateGraph(State)
+    builder.add_node("agent", fails)
+    builder.add_node("tools", ToolNode(make_tools(log)))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", tools_condition)
+    builder.set_node_defaults(error_handler=lambda state: {"messages": inner.invoke(state)["messages"][-1]})
+    guarded_builder(builder, guard=guard(refuse_pay)).compile().invoke(ASK)
+    assert log == []
