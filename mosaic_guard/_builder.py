@@ -212,6 +212,11 @@ def _guard_inside(builder: GuardedStateGraph, named: Sequence[str], nested: Nest
         if inside is not spec.runnable:
             builder.nodes[name] = replace(spec, runnable=inside)
             replaced = True
+    handler = builder._node_defaults.error_handler
+    inside = nested.inside(handler, "the default error handler", own)
+    if inside is not handler:
+        builder._node_defaults = replace(builder._node_defaults, error_handler=inside)
+        replaced = True
     for source, branches in builder.branches.items():
         for name, branch in branches.items():
             path = nested.inside(branch.path, f"branch {name!r} of {source!r}", own)

@@ -98,13 +98,13 @@ class Nested:
             new = self.guarding(value, lambda: self._guard(value))
             self._done[id(value)] = (value, new)
             return new
-        return self._copy(value, lambda part: self._replaced(part, holding))
+        return self._copy(value, lambda part: self._replaced(part, holding), holding)
 
-    def _copy(self, value: Any, replaced: Callable[[Any], Any]) -> Any:
+    def _copy(self, value: Any, replaced: Callable[[Any], Any], holding: Collection[int]) -> Any:
         """A copy with other parts. What can hold itself is known before its parts are replaced."""
         made: Any
         if isinstance(value, types.FunctionType):
-            return self._function(value, replaced)
+            return self._function(value, replaced, holding)
         if isinstance(value, types.MethodType):
             owner, function = replaced(value.__self__), replaced(value.__func__)
             made = getattr(owner, value.__name__) if owner is not value.__self__ else types.MethodType(function, owner)
@@ -130,12 +130,15 @@ class Nested:
                     object.__setattr__(made, name, replaced(part))
         return self._keep(value, made)
 
-    def _function(self, function: types.FunctionType, replaced: Callable[[Any], Any]) -> Any:
-        cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    def _function(self, function: types.FunctionType, replaced: Callable[[Any], Any], holding: Collection[int]) -> Any:
+        # Variables that hold nothing to replace stay shared with whoever else sets them.
+        given = function.__closure__ or ()
+        cells = tuple(types.CellType() if id(content(cell)) in holding else cell for cell in given)
         made = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
         self._keep(function, made)
-        for new, old in zip(cells, function.__closure__ or (), strict=True):
-            new.cell_contents = replaced(content(old))
+        for new, old in zip(cells, given, strict=True):
+            if new is not old:
+                new.cell_contents = replaced(content(old))
         made.__defaults__ = function.__defaults__ and tuple(map(replaced, function.__defaults__))
         known = function.__kwdefaults__
         made.__kwdefaults__ = known and {key: replaced(part) for key, part in known.items()}

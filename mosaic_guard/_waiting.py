@@ -149,7 +149,7 @@ def as_authorised(
     Args:
         messages: The history.
         written: Ids of human messages that tools wrote: results, like anything that a tool returns.
-        agents: Names that human messages of other agents bear: the names of the graph's nodes.
+        agents: Names that human messages of other agents bear: the names of the graph's nodes. They are results too.
     """
     messages = [_as_written(m, written, agents) if isinstance(m, HumanMessage) else m for m in messages]
     said = authority.get()
@@ -163,9 +163,10 @@ def as_authorised(
 
 
 def _as_written(message: HumanMessage, written: Collection[str], agents: Collection[str]) -> BaseMessage:
-    if message.id in written:
-        return ToolMessage(message_text(message), tool_call_id="", id=message.id)
-    return AIMessage(message_text(message), id=message.id) if message.name in agents else message
+    """The message; as a result, which nobody is to trust, if a tool or another agent wrote it."""
+    if message.id not in written and message.name not in agents:
+        return message
+    return ToolMessage(message_text(message), name=message.name, tool_call_id="", id=message.id)
 
 
 def people_said(messages: Sequence[BaseMessage]) -> tuple[str, ...]:
