@@ -24,11 +24,9 @@ class Kept(TraceWriter):
         super().__init__("")
         self.steps: list[Any] = []
 
-    def header(self, guard: Any) -> str:
-        return ""
-
-    def step(self, record: Any) -> None:
-        self.steps.append(record)
+    def _put(self, record: dict[str, Any]) -> None:
+        if record["type"] == "step":
+            self.steps.append(record)
 
 
 def run(given_task: Task, decide: Any, agent: Any = None) -> tuple[list[Any], Outcome, Kept]:
