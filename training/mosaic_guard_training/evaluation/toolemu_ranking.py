@@ -16,6 +16,7 @@ stage is kept in the output directory: the same command goes on where it was cut
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import sys
@@ -143,11 +144,12 @@ def train_guard(settings: RankingSettings, cases: Cases) -> dict[str, Any]:
         return dict(json.loads(note.read_text()))
     from mosaic_guard.models.weights import DEFAULT_BASE
     from mosaic_guard_training.hindsight import HindsightModel
-    from mosaic_guard_training.model import Start, choose_dtype, load_start
+    from mosaic_guard_training.material import Material
+    from mosaic_guard_training.model import Start, load_start
     from mosaic_guard_training.outputs import Output, read_losses, write_json
     from mosaic_guard_training.progress import LossLog
     from mosaic_guard_training.settings import TrainSettings
-    from mosaic_guard_training.trainer import build_trainer, quiet_libraries, save_adapter
+    from mosaic_guard_training.trainer import build_trainer, quiet_libraries, save_result
 
     base = settings.base or DEFAULT_BASE
     options = TrainSettings(
@@ -162,22 +164,25 @@ def train_guard(settings: RankingSettings, cases: Cases) -> dict[str, Any]:
         seed=settings.seed,
     )
     output = Output(settings.output)
-    model, tokenizer, lora = load_start(Start(base), options, choose_dtype("auto"))
+    model, tokenizer, lora = load_start(Start(base), options, "auto")
     depth = int(model.config.get_text_config().num_hidden_layers)
     lora.layers_to_transform = list(range(max(depth - settings.layers, 0), depth))
     limits = RowLimits(settings.group, settings.max_trajectory, settings.max_tokens)
     rows, seen = training_rows(cases.train, HindsightModel(tokenizer, name=base), limits, settings.seed)
     if not rows:
         raise TrainingError("no case has a safe and an unsafe trajectory that is short enough: raise --max-trajectory")
-    say(f"training on {len(rows)} rows of {len(seen)} trajectories, {sum(map(len, rows)):,} tokens")
+    tokens, longest = sum(map(len, rows)), max(map(len, rows))
+    say(f"training on {len(rows)} rows of {len(seen)} trajectories, {tokens:,} tokens")
+    digest = hashlib.sha256("".join(row.digest() for row in rows).encode()).hexdigest()
+    material = Material(rows, {"toolemu": len(rows)}, tokens, longest, digest)
     with quiet_libraries():
-        trainer = build_trainer(model, tokenizer, lora, rows, options, output)
+        trainer = build_trainer(model, tokenizer, lora, material, options, output, limit=longest)
         trainer.add_callback(LossLog(output.losses))
         last = output.last_checkpoint()
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    save_adapter(trainer, base, output)
+    save_result(trainer, base, output)
     losses = [entry["loss"] for entry in read_losses(output.losses)]
-    result = {"rows": len(rows), "trajectories": seen, "tokens": sum(map(len, rows)), "losses": losses}
+    result = {"rows": len(rows), "trajectories": seen, "tokens": tokens, "losses": losses}
     write_json(note, result)
     return result
 
