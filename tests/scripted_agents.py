@@ -88,7 +88,7 @@ def hand_written(model: BaseChatModel, node: ToolNode, route: str = "condition",
     elif route == "send":
 
         def fan_out(state: State) -> list[Send] | str:
-            proposed = state["messages"][-1].tool_calls
+            proposed = getattr(state["messages"][-1], "tool_calls", [])
             return [Send("tools", [call]) for call in proposed] or END
 
         builder.add_conditional_edges("agent", fan_out, ["tools", END])
