@@ -31,6 +31,7 @@ from mosaic_guard._step_judge import NO_EDITS, StepJudge, verdicts_of
 from mosaic_guard._tool_gate import GatedTools, Handling, RefusedAtToolError
 from mosaic_guard._trace import TraceWriter
 from mosaic_guard._waiting import open_calls, speaking_for
+from mosaic_guard._written import with_ids
 
 try:
     from langchain.agents.middleware.types import (
@@ -186,6 +187,7 @@ class MosaicMiddleware(AgentMiddleware[GuardState, Any, Any]):
                 result = handler(passed)
         except RefusedAtToolError as error:
             return refusal_message(call, error.reason)
+        result = _as_the_tools(result, task)
         return with_notice(result, request.tool_call) if "run" in found else result
 
     async def awrap_tool_call(
@@ -205,6 +207,7 @@ class MosaicMiddleware(AgentMiddleware[GuardState, Any, Any]):
                 result = await handler(passed)
         except RefusedAtToolError as error:
             return refusal_message(call, error.reason)
+        result = _as_the_tools(result, task)
         return with_notice(result, request.tool_call) if "run" in found else result
 
     def _admit(self, request: ToolCallRequest) -> tuple[ToolTask | None, ToolResult]:
@@ -290,3 +293,9 @@ def refused_in_a_row(messages: Sequence[BaseMessage]) -> int:
                 break
             marks.clear()
     return count
+
+
+def _as_the_tools(result: ToolResult, task: ToolTask) -> ToolResult:
+    """What a tool returns; human messages in it say that the tool wrote them."""
+    said: ToolResult = with_ids(result, "messages", task.messages, marked=True)[0]
+    return said

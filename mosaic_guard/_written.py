@@ -13,14 +13,18 @@ from langgraph.types import Command
 from mosaic_guard._channel import GUARD_CHANNEL, WRITTEN
 from mosaic_guard._digest import message_digest
 
+BY_TOOL = {"lc_source": "tool"}
+"""Under `additional_kwargs`: a tool wrote this human message. Where nothing remembers ids, the message itself says it."""
 
-def with_ids(output: Any, key: str, history: Sequence[BaseMessage]) -> tuple[Any, list[str]]:
+
+def with_ids(output: Any, key: str, history: Sequence[BaseMessage], *, marked: bool = False) -> tuple[Any, list[str]]:
     """What a tool node returns, its new human messages with ids, as the reducer would have given them; and these ids.
 
     Args:
         output: What the tool node returns.
         key: State key of the messages.
         history: The messages that the tools were called with: a handoff writes them once more.
+        marked: Whether the messages themselves are to say that a tool wrote them.
     """
     ids: list[str] = []
 
@@ -30,6 +34,8 @@ def with_ids(output: Any, key: str, history: Sequence[BaseMessage]) -> tuple[Any
             return item
         made = message if message.id is not None else message.model_copy(update={"id": str(uuid.uuid4())})
         ids.append(str(made.id))
+        if marked:
+            made = made.model_copy(update={"additional_kwargs": {**made.additional_kwargs, **BY_TOOL}})
         return made
 
     def updated(update: Any) -> Any:
@@ -47,7 +53,9 @@ def with_ids(output: Any, key: str, history: Sequence[BaseMessage]) -> tuple[Any
         update = updated(part.update)
         if len(ids) == before:
             return part
-        if part.graph == Command.PARENT:  # the guard of the graph around this one reads it; an unguarded graph drops it
+        if (
+            part.graph == Command.PARENT and not marked
+        ):  # the guard of the graph around this one reads it; an unguarded graph drops it
             update = {**update, GUARD_CHANNEL: {WRITTEN: ids[before:]}}
         return replace(part, update=update)
 

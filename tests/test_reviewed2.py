@@ -843,7 +843,6 @@ def test_a_structured_answer_is_judged_too(strategy: str) -> None:
     assert out.get("structured_response") is None
 
 
-@pytest.mark.xfail(strict=True, reason="MosaicMiddleware does not look at what a tool's Command writes")
 def test_a_human_message_that_a_tool_writes_is_its_result_under_the_middleware_too() -> None:
     @tool
     def look(x: int, call_id: Annotated[str, InjectedToolCallId]) -> Command[Any]:
