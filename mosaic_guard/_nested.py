@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import sys
 import threading
 import types
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from typing import Any
@@ -20,7 +22,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 
 from mosaic_guard._channel import GUARD_CHANNEL
-from mosaic_guard._errors import UnguardableGraphError
+from mosaic_guard._errors import GuardWarning, UnguardableGraphError
 from mosaic_guard._reach import Reach, content, fields
 
 GuardGraph = Callable[[Any], Any]
@@ -40,6 +42,7 @@ class Nested:
         """Names of nodes and graphs: a human message that bears one was written by an agent."""
         # Objects are kept alive with their replacement: an id alone could be reused.
         self._done: dict[int, tuple[Any, Any]] = {}
+        self._told: dict[int, Any] = {}
         self._under_way: dict[int, _Later] = {}
         # Tools that a wrapper puts into a request are looked into while running, in whichever thread.
         self._lock = threading.RLock()
@@ -75,9 +78,16 @@ class Nested:
         """
         with self._lock:
             known = {id(value), *map(id, own or ())}
-            reach = Reach(
-                value, lambda v: _unguarded(v) or (own is not None and _is_tool_node(v) and id(v) not in known)
-            )
+            elsewhere: list[Any] = []
+
+            def sought(v: Any) -> bool:
+                if _runs_elsewhere(v):
+                    elsewhere.append(v)
+                return _unguarded(v) or (own is not None and _is_tool_node(v) and id(v) not in known)
+
+            reach = Reach(value, sought)
+            for graph in elsewhere:
+                self._tell(graph, where)
             if not reach.found:
                 return value
             if any(map(_is_tool_node, reach.found)):
@@ -86,6 +96,13 @@ class Nested:
             if name is not None:
                 raise _only_named(where, name, itself=any(id(graph) in self._under_way for graph in reach.found))
             return self._replaced(value, reach.holding)
+
+    def _tell(self, graph: Any, where: str) -> None:
+        """Warn of a graph whose tools run where this guard does not, once."""
+        if id(graph) not in self._told:
+            self._told[id(graph)] = graph
+            text = f"{where} runs a graph elsewhere ({graph.assistant_id!r}), which is not guarded here: guard it where it runs"
+            warnings.warn(text, GuardWarning, stacklevel=2)
 
     def _replaced(self, value: Any, holding: Collection[int]) -> Any:
         if id(value) not in holding:
@@ -178,6 +195,12 @@ def holds_tools(graph: Any) -> bool:
         return bool(Reach([*parts, *paths], lambda value: _unguarded(value) or _is_tool_node(value)).found)
     finally:
         _looking.reset(token)
+
+
+def _runs_elsewhere(value: Any) -> bool:
+    """Whether a value is a graph on a server. Who has one has imported its module, which takes a while."""
+    module = sys.modules.get("langgraph.pregel.remote")
+    return module is not None and isinstance(value, module.RemoteGraph)
 
 
 def _is_tool_node(value: Any) -> bool:

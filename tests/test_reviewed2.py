@@ -45,6 +45,7 @@ from mosaic_guard import (
     guarded_graph,
     read_traces,
 )
+from mosaic_guard._errors import GuardWarning
 from mosaic_guard._evidence import is_human
 
 ASK: Any = {"messages": [HumanMessage("go")]}
@@ -897,3 +898,17 @@ def test_an_agent_in_a_builders_default_error_handler_is_guarded() -> None:
     builder.set_node_defaults(error_handler=lambda state: {"messages": inner.invoke(state)["messages"][-1]})
     guarded_builder(builder, guard=guard(refuse_pay)).compile().invoke(ASK)
     assert log == []
+
+
+def test_a_graph_that_runs_elsewhere_is_named() -> None:
+    from langgraph.pregel.remote import RemoteGraph
+
+    builder = StateGraph(State)
+    builder.add_node("agent", lambda state: {"messages": [DONE]})
+    builder.add_node("tools", ToolNode(make_tools([])))
+    builder.add_node("away", RemoteGraph("helper", url="http://127.0.0.1:9"))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", tools_condition)
+    builder.add_edge("tools", "away")
+    with pytest.warns(GuardWarning, match=r"node 'away' runs a graph elsewhere \('helper'\)"):
+        guarded_graph(builder.compile(), guard=guard())
