@@ -151,6 +151,8 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, workers: int) -> N
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A job in the background has none: shells start it deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     deadline = time.monotonic() + 60
     while len(list(output.glob("*.jsonl"))) < 2 and time.monotonic() < deadline:
