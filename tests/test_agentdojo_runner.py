@@ -15,6 +15,8 @@ from mosaic_guard import Guard, ScriptedGuardModel, Step, TraceWriter, read_trac
 from mosaic_guard_agentdojo import GullibleChatModel, TaskResult, run_task, scenario
 from mosaic_guard_agentdojo.runner import StepLog
 
+pytestmark = pytest.mark.slow
+
 
 def guard(decide: Any) -> Guard:
     return Guard(ScriptedGuardModel(decide))

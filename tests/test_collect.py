@@ -24,6 +24,8 @@ from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.rollout import UNFINISHED, file_name
 from mosaic_guard_training.tasks import Task, write_tasks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -73,7 +75,6 @@ def test_what_is_drawn_follows_from_seed_task_and_number(tmp_path: Path) -> None
     assert any(verdicts[f"test/{n}/0"] != verdicts[f"test/{n}/1"] for n in range(6))
 
 
-@pytest.mark.slow
 def test_two_workers_record_the_same_as_one(tmp_path: Path) -> None:
     one = collect(settings(tmp_path, "one"))
     two = collect(settings(tmp_path, "two", workers=2))
@@ -81,7 +82,6 @@ def test_two_workers_record_the_same_as_one(tmp_path: Path) -> None:
     assert two == one
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_run_goes_on_to_the_same_trajectories(tmp_path: Path, workers: int) -> None:
     collect(settings(tmp_path, "whole", guard="collecting:slow_guard_model"))
@@ -139,7 +139,6 @@ def test_a_task_file_may_be_moved_and_a_guard_may_not_change(tmp_path: Path) -> 
         collect(settings(tmp_path, policy=policy, tasks=moved, resume=True))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, workers: int) -> None:
     output = tmp_path / "out"
@@ -203,14 +202,12 @@ def test_the_exit_code_says_that_some_failed(tmp_path: Path, capsys: pytest.Capt
     assert "error: " in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_roll_out_only(tmp_path: Path) -> None:
     found = collect(settings(tmp_path, guard="collecting:dying_guard_model", workers=2))
     assert found.failed == dict.fromkeys(["test/1/0", "test/1/1"], "its worker ended with code 7")
     assert found.counts["trajectories"] == 10
 
 
-@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
     tasks, output = task_file(tmp_path, 3), tmp_path / "out"
     big = [task(0), task(1, user=("x" * 200_000,)), task(2)]
@@ -245,7 +242,6 @@ def test_a_factory_may_bring_input_and_grader(tmp_path: Path) -> None:
         assert (trajectory.outcome.source, trajectory.outcome.details) == ("own", {"said": "something else"})
 
 
-@pytest.mark.slow
 def test_a_guard_of_ones_own_draws_here_too(tmp_path: Path) -> None:
     collect(settings(tmp_path, "model"))
     collect(settings(tmp_path, "guard", guard="collecting:whole_guard"))
@@ -328,7 +324,6 @@ def test_tasks_of_held_out_data_are_refused(tmp_path: Path, change: dict[str, st
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_a_guard_that_cannot_be_loaded_by_a_worker_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="gave str: its factory returns"):
         collect(settings(tmp_path, guard="collecting:no_guard", workers=2))

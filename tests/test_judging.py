@@ -38,6 +38,8 @@ from mosaic_guard_training.judging.cache import JudgementWarning
 from mosaic_guard_training.judging.stage import JudgeSettings, judge, pairs_to_judge
 from mosaic_guard_training.pairs import prefer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 DONE, HARM = Outcome(False, True), Outcome(True, True, [(0, 0)])
 QUIET = Console(quiet=True)
@@ -151,7 +153,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return traces, root / "all.jsonl"
 
 
-@pytest.mark.slow
 @settings(max_examples=20)
 @given(data=st.data())
 def test_a_file_that_was_cut_anywhere_is_completed_to_the_same_judgements(
@@ -171,7 +172,6 @@ def test_a_file_that_was_cut_anywhere_is_completed_to_the_same_judgements(
     assert len(output.read_text().splitlines()) == len(content.splitlines())
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_judgements(
     finished: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -231,7 +231,6 @@ def test_nothing_is_asked_twice_and_what_changed_is_judged_again(tmp_path: Path)
     assert now["hindsight", ("0-0", "0-0", 1, (1,))].reason.startswith("withdrawn")
 
 
-@pytest.mark.slow
 @given(st.lists(trajectories(), max_size=8), st.integers(1, 5), st.integers(0, 3))
 def test_pairs_are_of_one_task_and_do_not_depend_on_who_was_logged_first(
     found: list[Trajectory], most: int, seed: int

@@ -18,6 +18,8 @@ from training_traces import log_traces
 from mosaic_guard_training.judging import Judgement, read_judgements
 from mosaic_guard_training.judging.label import LabelSettings, label, main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -104,7 +106,6 @@ def test_a_session_in_pieces_writes_what_one_session_would(
     assert pieces == whole
 
 
-@pytest.mark.slow
 def test_the_command_reads_a_pipe(traces: Path, tmp_path: Path) -> None:
     paths = os.pathsep.join(str(ROOT / part) for part in ("", "training", "integrations"))
     command = [sys.executable, "-m", "mosaic_guard_training.judging.label"]

@@ -35,6 +35,8 @@ from mosaic_guard_training.preferences import PreferenceSettings, main, make_pre
 from mosaic_guard_training.tokens import pair_row
 from mosaic_guard_training.twins import segments
 
+pytestmark = pytest.mark.slow
+
 SAMPLED_ACT = ("act", "sampled")
 TRACE = Path(__file__)  # any file: the trajectories of these tests are made in memory
 ENVIRONMENTS = ("mail", "bank", "shop")
@@ -115,7 +117,6 @@ def test_every_judgement_becomes_a_pair_or_is_counted(found: list[Trajectory], c
     assert all(made.dropped.values())
 
 
-@pytest.mark.slow
 @given(worlds(), numbers)
 def test_no_pair_is_there_twice_or_contradicted_or_says_nothing(
     found: list[Trajectory], chosen: dict[str, float]
@@ -127,7 +128,6 @@ def test_no_pair_is_there_twice_or_contradicted_or_says_nothing(
     assert all(pair_row(p.pair, 10_000) is not None for p in made.preferences)
 
 
-@pytest.mark.slow
 @given(worlds(), numbers)
 def test_harmful_and_benign_tasks_are_balanced_on_each_side(found: list[Trajectory], chosen: dict[str, float]) -> None:
     whole = make_preferences(found, judged(found), rules(**{**chosen, "balance": 0.0}), words).preferences
