@@ -40,7 +40,7 @@ CREATE TABLE executions (
 );
 -- The first write of a result keeps its time: the saver writes a row that is there already no second time.
 ALTER TABLE checkpoint_writes ADD COLUMN written timestamptz NOT NULL DEFAULT clock_timestamp();
-ALTER TABLE checkpoint_blobs ADD COLUMN written timestamptz NOT NULL DEFAULT clock_timestamp();
+ALTER TABLE checkpoints ADD COLUMN written timestamptz NOT NULL DEFAULT clock_timestamp();
 """
 
 
