@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
 Check = Literal["adaptive", "always", "never"]
+PlanMode = Literal["written", "computed"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ class Guard:
         ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].
             Default: nobody is asked.
         check: Whether the safety block is the model's choice (`adaptive`), always there, or never.
+        plan: Whether the model writes its plan, or begins with one that is computed from the evidence (`computed`), which is
+            read and not written, and so costs less time. A chat model writes its whole turn in any case.
         sample: Draw from the model's probabilities instead of taking the likelier: `"decisions"` for the decisions, `True`
             for its text as well. For roll-outs to train on, not for protection.
         seed: Makes sampling repeatable.
@@ -123,6 +126,7 @@ class Guard:
         threshold: float = 0.5,
         ask_threshold: float | None = None,
         check: Check = "adaptive",
+        plan: PlanMode = "written",
         sample: bool | Literal["decisions"] = False,
         seed: int | None = None,
         on_error: Literal["refuse", "ask", "act"] = "refuse",
@@ -137,6 +141,8 @@ class Guard:
             )
         if check not in ("adaptive", "always", "never"):
             raise ValueError(f"check is 'adaptive', 'always' or 'never', not {check!r}")
+        if plan not in ("written", "computed"):
+            raise ValueError(f"plan is 'written' or 'computed', not {plan!r}")
         if sample not in (False, True, "decisions"):
             raise ValueError(f"sample is False, True or 'decisions', not {sample!r}")
         if on_error not in ("refuse", "ask", "act"):
@@ -148,6 +154,7 @@ class Guard:
         self.threshold = threshold
         self.ask_threshold = ask_threshold
         self.check_mode: Check = check
+        self.plan_mode: PlanMode = plan
         self.sample: bool | Literal["decisions"] = sample
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self.on_error = on_error
@@ -180,6 +187,7 @@ class Guard:
         return {
             **self.model.describe(),
             "check": self.check_mode,
+            "plan": self.plan_mode,
             "threshold": self.threshold,
             "sample": self.sample,
         }
@@ -270,7 +278,8 @@ class Guard:
             operator=self.policy.text,
             check=self.check_mode,
         )
-        return replace(prompt, seed=self.step_seed(key) if self.sample is True else None, deadline=deadline)
+        seed = self.step_seed(key) if self.sample is True else None
+        return replace(prompt, plan=self.plan_mode, seed=seed, deadline=deadline)
 
     def step_seed(self, key: str) -> int:
         """The seed of one step's sampling, from the guard's seed and the step's key."""
