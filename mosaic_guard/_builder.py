@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
@@ -26,6 +26,7 @@ from langgraph.types import Send
 from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, merge, read, start, write, wrote
 from mosaic_guard._commands import lead_to_plan
 from mosaic_guard._errors import UnguardableGraphError
+from mosaic_guard._final_answer import STRUCTURED
 from mosaic_guard._gate import ResultCache
 from mosaic_guard._guarded import GuardedGraph
 from mosaic_guard._nested import Nested
@@ -68,6 +69,11 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
             raise UnguardableGraphError(
                 f"check_final has to replace an answer that is refused: give {key!r} the reducer add_messages"
             )
+        if nodes.check_final and not self._takes_back(STRUCTURED):
+            raise UnguardableGraphError(
+                f"check_final has to take back a structured answer that is refused: let {STRUCTURED!r} of the state be None "
+                "too, and have no reducer"
+            )
         self._guard_nodes = nodes
         self.add_channels(key)
         for name, gate in nodes.gates.items():
@@ -87,6 +93,13 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
             self.branches[source]["route"] = BranchSpec(
                 RunnableCallable(nodes.after_check, name="route", trace=False), {**ways, more: more}, _GuardInput
             )
+
+    def _takes_back(self, key: str) -> bool:
+        """Whether None can be written in the place of a state key's value."""
+        fields = [getattr(schema, "model_fields", {}).get(key) for schema in self.schemas]
+        types = [field.annotation for field in fields if field is not None]
+        plain = all(kind is Any or type(None) in get_args(kind) for kind in types)
+        return plain and not isinstance(self.channels.get(key), BinaryOperatorAggregate)
 
     def add_channels(self, key: str) -> None:
         """Add the guard's channels, without the nodes.

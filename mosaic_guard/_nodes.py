@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.config import get_stream_writer
@@ -43,6 +43,7 @@ from mosaic_guard._channel import (
 from mosaic_guard._decision import Decision, Step
 from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._evidence import REJECTED
+from mosaic_guard._final_answer import STRUCTURED, final_answer, withheld
 from mosaic_guard._function_node import FunctionNode
 from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
 from mosaic_guard._guard import Guard, Judgement, Plan
@@ -55,7 +56,6 @@ from mosaic_guard._waiting import (
     Waiting,
     as_authorised,
     as_calls,
-    final_answer,
     humans,
     open_calls,
     refusals_so_far,
@@ -69,7 +69,6 @@ State = Any
 """A graph's state in whichever form its schema has."""
 
 NOT_RUN = "another call of the same step was refused and the run ends"
-WITHHELD = "I cannot give this answer: the guard refused it."
 NOBODY_TO_ASK = "a person would have to decide, and the graph has no checkpointer to wait with"
 
 
@@ -205,7 +204,7 @@ class GuardNodes:
         if any(name == END or name in self.joined for name, _ in routes):
             return False
         messages = self.messages_in({self.messages_key: read(config, self.messages_key, fresh=True)})
-        found = self._routes(messages, routes)
+        found = self._routes(messages, routes, config)
         waiting = self._open(messages, found, config)
         # The whole step, and nothing but it: what another route may bring is judged with it, in `plan`.
         whole = Counter(map(digest_of, open_calls(messages))) == Counter(map(digest_of, waiting.calls))
@@ -240,35 +239,38 @@ class GuardNodes:
         names = {route[0] for route in channel["go"]}
         if verdicts and "act" not in verdicts and (channel["ending"] or not names <= self.joined):
             return [self.refuse_name, *beside]
-        return [*beside, *(self._leave(messages, kept, *route) for route in channel["go"])]
+        return [*beside, *(self._leave(messages if kept else None, *route) for route in channel["go"])]
 
-    def _leave(self, messages: list[Any], kept: bool, name: str, payload: Any, calls: list[Any]) -> str | Send:
+    def _leave(self, messages: list[Any] | None, name: str, payload: Any, calls: list[Any]) -> str | Send:
         """The way into a tool node: as recorded, or with the calls themselves if a parallel branch has written since.
 
-        Not if the history itself was edited: the tool node then reads the edited one, and its gate finds it unjudged.
+        Not if the history itself was edited (None here): the tool node then reads that, and its gate finds it unjudged.
         """
         if payload is not None:
             return Send(name, payload)
-        moved = kept and self._read_calls(name, {self.messages_key: messages}) != calls
-        return Send(name, calls) if moved else name
+        if name == END or messages is None:
+            return name
+        return name if self._read_calls(name, {self.messages_key: messages}) == calls else Send(name, calls)
 
     def refuse(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         """Answer every call of a step of which none runs; where the run ends, say so."""
         channel = channel_of(config)
         verdicts = channel["clearances"]["verdicts"]
-        answers: list[AnyMessage] = []
+        answers: list[BaseMessage] = []
         # Several tool nodes may read the same calls: each is answered as often as the agent has proposed it.
         left = Counter(map(digest_of, open_calls(self.messages_in(state))))
         proposed = set(left)
-        for name, call in ((name, call) for name, _, calls in channel["go"] for call in calls):
-            if name == END:  # the answer's own id: what was refused is replaced
-                return {self.messages_key: [AIMessage(WITHHELD, id=call["id"])]}
+        for call in (call for name, _, calls in channel["go"] for call in calls if name != END):
             digest = digest_of(call)
             left[digest] -= 1
             if digest in proposed and left[digest] < 0:
                 continue
             found = verdicts.get(digest_of(call)) or {"verdict": "refuse", "reason": "it was not judged"}
             answers.append(answer_message(call, found))
+        if any(name == END and calls for name, _, calls in channel["go"]):
+            answers += withheld(self.messages_in(state), self.tools)
+            structured = read(config, STRUCTURED) is not None
+            return {self.messages_key: answers, **({STRUCTURED: None} if structured else {})}
         if channel["ending"]:
             answers.append(AIMessage(content=self._farewell(verdicts, channel["refusals"])))
         return {self.messages_key: answers}
@@ -337,7 +339,7 @@ class GuardNodes:
         taken: list[list[Any]] = read(config, ROUTES_CHANNEL) or []
         if edits and not taken and channel["clearances"]["step"] == position(messages):
             return replace(self._open(messages, channel["go"], config, edits), beside=channel["beside"])
-        routes = self._routes(messages, [route for route in taken if self._judges(route[0])])
+        routes = self._routes(messages, [route for route in taken if self._judges(route[0])], config)
         return replace(
             self._open(messages, routes, config), beside=[route for route in taken if not self._judges(route[0])]
         )
@@ -363,15 +365,16 @@ class GuardNodes:
         number = channel.get("step", 0) if known else 0
         return self._waiting(config, messages, routes, history, trajectory, number, edits)
 
-    def _routes(self, messages: list[Any], waiting: Sequence[Sequence[Any]] | None) -> list[list[Any]]:
+    def _routes(
+        self, messages: list[Any], waiting: Sequence[Sequence[Any]] | None, config: RunnableConfig
+    ) -> list[list[Any]]:
         """The routes that were taken; where none was recorded (nodes placed by hand), those that the calls ask for."""
         routes: list[list[Any]] = []
         for name, payload in waiting or ():
             # Several edges into one tool node are one route: it runs once.
             if payload is None and any(known[0] == name and known[1] is None for known in routes):
                 continue
-            source = {self.messages_key: messages} if payload is None else payload
-            routes.append([name, payload, self._read_calls(name, source)])
+            routes.append([name, payload, self._read_route(name, payload, messages, waiting or (), config)])
         if waiting:
             return routes
         # A call of no known tool is for a function, if there is one, else for the first tool node, which says so.
@@ -398,7 +401,7 @@ class GuardNodes:
             messages = messages[: opened["seen"][0]]
         else:
             routes = [
-                [name, payload, self._read_calls(name, {self.messages_key: messages}) if payload is None else calls]
+                [name, payload, self._read_route(name, payload, messages, routes, config) if payload is None else calls]
                 for name, payload, calls in routes
             ]
         waiting = self._waiting(config, messages, routes, history, opened["trajectory"], opened["number"], edits)
@@ -441,10 +444,23 @@ class GuardNodes:
                 tools = {**tools, name: found[0]}
         return tools
 
+    def _read_route(
+        self,
+        name: str,
+        payload: Any,
+        messages: list[Any],
+        routes: Sequence[Sequence[Any]],
+        config: RunnableConfig,
+    ) -> list[Any]:
+        """The calls of one of a step's routes; of one to the end, the answer."""
+        if name != END:
+            return self._read_calls(name, {self.messages_key: messages} if payload is None else payload)
+        # A structured answer leaves where nothing is left to run.
+        ends = all(other[0] == END for other in routes)
+        return final_answer(messages, read(config, STRUCTURED) if ends else None)
+
     def _read_calls(self, name: str, source: Any) -> list[Any]:
         """The tool calls that a tool node would read from its input; none if it could not run any (it says so itself)."""
-        if name == END:
-            return final_answer(self.messages_in(source))
         try:
             return list(self.gates[name]._parse_input(source)[0])
         except (ValueError, TypeError, AttributeError, KeyError, IndexError):

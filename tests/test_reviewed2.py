@@ -834,7 +834,6 @@ class Out(BaseModel):
     text: str
 
 
-@pytest.mark.xfail(strict=True, reason="check_final judges the last message; `structured_response` is no message")
 @pytest.mark.parametrize("strategy", ["tool", "provider"])
 def test_a_structured_answer_is_judged_too(strategy: str) -> None:
     said = calls(("Out", {"text": "secret"})) if strategy == "tool" else AIMessage('{"text": "secret"}')
