@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.messages import BaseMessage, RemoveMessage, ToolMessage, convert_to_messages
 from langchain_core.runnables import RunnableConfig
 from langgraph._internal._config import ensure_config, patch_configurable
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.constants import END
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Command
+from langgraph.types import Command, Overwrite, StateUpdate
 
 from mosaic_guard._cancelled import cancelled
-from mosaic_guard._channel import CHECKPOINTER, OUTER_WRITTEN, RESUMING, TASK_ID, proposing, written_in
+from mosaic_guard._channel import CHECKPOINTER, GUARD_CHANNEL, OUTER_WRITTEN, RESUMING, TASK_ID, proposing, written_in
 from mosaic_guard._recursion import UserSteps
 from mosaic_guard._waiting import unanswered
 
@@ -32,9 +33,9 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
             thread = ensure_config(self.config, config)
             state = self.get_state(thread)
             # Named, a checkpoint is shown without what its unfinished tasks wrote, which new input drops.
-            answers = self._cancelled(self.get_state(_at(thread, state.config))) if state.tasks else None
-            if answers:
-                config = _from_there(config, self.update_state(thread, answers, as_node=self._nodes.refuse_name))
+            closing = self._closing(input, self.get_state(_at(thread, state.config))) if state.tasks else ()
+            if closing:
+                config = _from_there(config, self.bulk_update_state(thread, closing))
         yield from super().stream(input, self._user_steps(config), **kwargs)
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
@@ -42,9 +43,9 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         if self._may_be_open(input, config):
             thread = ensure_config(self.config, config)
             state = await self.aget_state(thread)
-            answers = self._cancelled(await self.aget_state(_at(thread, state.config))) if state.tasks else None
-            if answers:
-                config = _from_there(config, await self.aupdate_state(thread, answers, as_node=self._nodes.refuse_name))
+            closing = self._closing(input, await self.aget_state(_at(thread, state.config))) if state.tasks else ()
+            if closing:
+                config = _from_there(config, await self.abulk_update_state(thread, closing))
         async for chunk in super().astream(input, self._user_steps(config), **kwargs):
             yield chunk
 
@@ -70,7 +71,9 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
 
     def _may_be_open(self, input: Any, config: RunnableConfig | None) -> bool:
         """Whether this is new input to a thread of its own whose last step may be open."""
-        if self.guard_nodes is None or input is None or isinstance(input, Command):
+        if self.guard_nodes is None or input is None:
+            return False
+        if isinstance(input, Command) and (input.resume is not None or not any(map(_says, self._brought(input)))):
             return False
         given = ensure_config(self.config, config).get("configurable", {})
         saver = given.get(CHECKPOINTER) or self.checkpointer
@@ -78,20 +81,55 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         own = TASK_ID not in given or (self.checkpointer is True and not given.get(RESUMING))
         return isinstance(saver, BaseCheckpointSaver) and "thread_id" in given and own
 
-    def _cancelled(self, state: Any) -> dict[str, list[BaseMessage]] | None:
-        """Answers to the open calls of a checkpoint: what a finished task of the step returned, or that it was cancelled."""
+    def _closing(self, input: Any, state: Any) -> list[list[StateUpdate]]:
+        """The edits of the thread that close its open step before new input; none where none is open.
+
+        Args:
+            input: The new input.
+            state: The checkpoint that it meets.
+        """
         nodes = self._nodes
         messages = nodes.messages_in(state.values)
         index = proposing(messages)
         after = messages[index + 1 :]
         if index < 0 or not all(isinstance(m, ToolMessage) for m in after):
-            return None
-        started = any(task.name in nodes.gates for task in state.tasks)
+            return []
+        calls = unanswered(messages[index].tool_calls, [m.tool_call_id for m in after])
+        if not calls:
+            return []
+        values: dict[str, Any] = {nodes.messages_key: cancelled(calls, *self._left(state))}
+        sent = isinstance(input, Command) and bool(input.goto)
+        if isinstance(input, Command) and not sent:  # it goes on where the closed step leads
+            values[GUARD_CHANNEL] = {"go": nodes.routes_of(messages), "ending": False}
+        # New input that removes or replaces the message which proposes the calls leaves nothing to answer.
+        gone = any(m.id == messages[index].id for m in self._brought(input))
+        closing = [] if gone else [[StateUpdate(values, nodes.refuse_name)]]
+        # A command drops no tasks, as other input does: what the step leads to would run beside what it names.
+        return [*closing, [StateUpdate(None, END)]] if sent else closing
+
+    def _left(self, state: Any) -> tuple[list[ToolMessage], bool]:
+        """What finished tasks of a checkpoint's step returned, and whether any of its calls may have run."""
+        nodes = self._nodes
         results = [m for task in state.tasks for m in _tool_messages(task.result, nodes.messages_key)]
-        answered = [m.tool_call_id for m in after]
-        calls = unanswered(messages[index].tool_calls, answered)
-        answers: list[BaseMessage] = [*cancelled(calls, results, started)]
-        return {nodes.messages_key: answers} if answers else None
+        return results, any(task.name in nodes.gates for task in state.tasks)
+
+    def _brought(self, input: Any) -> list[BaseMessage]:
+        """The messages of new input, in whichever form it is."""
+        key = self._nodes.messages_key
+        if isinstance(input, Command):
+            given = dict(input._update_as_tuples()).get(key)
+        else:
+            given = input.get(key) if isinstance(input, Mapping) else getattr(input, key, None)
+        given = given.value if isinstance(given, Overwrite) else given
+        try:
+            return convert_to_messages(given if isinstance(given, list) else [given]) if given is not None else []
+        except (ValueError, NotImplementedError):
+            return []  # the state's own reducer says what is wrong with them
+
+
+def _says(message: BaseMessage) -> bool:
+    """Whether a message is new words, rather than an answer to a call or an edit of the history."""
+    return not isinstance(message, (ToolMessage, RemoveMessage))
 
 
 def _from_there(config: RunnableConfig | None, closed: RunnableConfig) -> RunnableConfig | None:

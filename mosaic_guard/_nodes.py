@@ -375,8 +375,11 @@ class GuardNodes:
             if payload is None and any(known[0] == name and known[1] is None for known in routes):
                 continue
             routes.append([name, payload, self._read_route(name, payload, messages, waiting or (), config)])
-        if waiting:
-            return routes
+        return routes if waiting else self.routes_of(messages)
+
+    def routes_of(self, messages: list[Any]) -> list[list[Any]]:
+        """The routes that the calls of a history ask for: [tool node, payload or None, its calls] of each."""
+        routes: list[list[Any]] = []
         # A call of no known tool is for a function, if there is one, else for the first tool node, which says so.
         rest = next((name for name, gate in self.gates.items() if not gate.tools_by_name), next(iter(self.gates)))
         owners = {tool: name for name, gate in self.gates.items() for tool in gate.tools_by_name}

@@ -858,7 +858,6 @@ def test_a_human_message_that_a_tool_writes_is_its_result_under_the_middleware_t
     assert seen == [["go"], ["go"]]
 
 
-@pytest.mark.xfail(strict=True, reason="a Command as input is taken as it is, whatever it writes")
 def test_a_command_that_brings_new_words_closes_the_open_step_too() -> None:
     own = guard(policy=Policy(ask=["pay"]))
     graph = guarded_graph(react([], STEP, DONE, checkpointer=InMemorySaver()), guard=own)
