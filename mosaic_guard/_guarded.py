@@ -16,6 +16,7 @@ from langgraph.types import Command, Overwrite, StateUpdate
 from mosaic_guard._cancelled import cancelled
 from mosaic_guard._channel import CHECKPOINTER, GUARD_CHANNEL, OUTER_WRITTEN, RESUMING, TASK_ID, proposing, written_in
 from mosaic_guard._recursion import UserSteps
+from mosaic_guard._trajectory import inside_of
 from mosaic_guard._waiting import unanswered
 
 if TYPE_CHECKING:
@@ -63,11 +64,16 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         return self.guard_nodes
 
     def _user_steps(self, config: RunnableConfig | None) -> RunnableConfig:
-        """The config of a run: its limit counts the user's steps; inside a graph it is told what that one's tools wrote."""
+        """The config of a run: its limit counts the user's steps; what runs inside is told so, and what tools wrote."""
         full = ensure_config(self.config, config)
         given: RunnableConfig = {**(config or {}), "recursion_limit": UserSteps(full["recursion_limit"])}
-        written = written_in(full) if TASK_ID in full.get("configurable", {}) else ()
-        return patch_configurable(given, {OUTER_WRITTEN: written}) if written else given
+        handed: dict[str, Any] = {}
+        if TASK_ID in full["configurable"] and (written := written_in(full)):
+            handed[OUTER_WRITTEN] = written
+        # langgraph tells a user who forgot the thread id by an empty config; let it.
+        if self.guard_nodes is not None and (full["configurable"] or not self.checkpointer):
+            handed |= inside_of(full, graph=True)
+        return patch_configurable(given, handed) if handed else given
 
     def _may_be_open(self, input: Any, config: RunnableConfig | None) -> bool:
         """Whether this is new input to a thread of its own whose last step may be open."""

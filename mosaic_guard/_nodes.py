@@ -51,6 +51,7 @@ from mosaic_guard._hold import HOLDING, announce
 from mosaic_guard._nested import Nested
 from mosaic_guard._recursion import grant_superstep
 from mosaic_guard._trace import TraceWriter
+from mosaic_guard._trajectory import named
 from mosaic_guard._transcript import JudgedStep
 from mosaic_guard._waiting import (
     Waiting,
@@ -357,8 +358,7 @@ class GuardNodes:
     ) -> Waiting:
         """The step that a task's routes make, with what its thread remembers."""
         channel = channel_of(config)
-        named = (config.get("metadata") or {}).get("mosaic_trajectory")
-        trajectory = str(named or channel.get("trajectory") or uuid.uuid4())
+        trajectory = str(named(config) or channel.get("trajectory") or uuid.uuid4())
         # Another trajectory on the same thread starts counting anew.
         known = channel.get("trajectory") in (None, trajectory)
         history = _history(channel) if known else []

@@ -728,11 +728,6 @@ def test_words_that_a_person_says_twice_are_in_the_log_twice(tmp_path: Path) -> 
     assert types == [["human", "ai"], ["tool", "ai", "human", "ai"]]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="graphs inside share the name that a run gives its trajectory: their steps become branches of it, and an outcome "
-    "goes to whichever graph was logged last",
-)
 def test_an_outcome_goes_to_the_graph_that_the_run_is_of(tmp_path: Path) -> None:
     inner = subagent([])
 
