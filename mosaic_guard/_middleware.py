@@ -26,8 +26,8 @@ from mosaic_guard._gate import CHANGED, NOT_JUDGED, answer_message, refusal_mess
 from mosaic_guard._guard import Guard
 from mosaic_guard._kept import Kept
 from mosaic_guard._late import Found, ToolTask
-from mosaic_guard._nodes import NOT_RUN
 from mosaic_guard._step_judge import NO_EDITS, StepJudge, verdicts_of
+from mosaic_guard._step_verdicts import NOT_RUN
 from mosaic_guard._tool_gate import GatedTools, Handling, RefusedAtToolError
 from mosaic_guard._trace import TraceWriter
 from mosaic_guard._trajectory import inside_of
