@@ -123,14 +123,15 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         """The messages of new input, in whichever form it is."""
         key = self._nodes.messages_key
         if isinstance(input, Command):
-            given = dict(input._update_as_tuples()).get(key)
+            given = [value for name, value in input._update_as_tuples() if name == key]
         else:
-            given = input.get(key) if isinstance(input, Mapping) else getattr(input, key, None)
-        given = given.value if isinstance(given, Overwrite) else given
+            given = [input.get(key) if isinstance(input, Mapping) else getattr(input, key, None)]
+        given = [value.value if isinstance(value, Overwrite) else value for value in given]
+        flat = [m for value in given for m in (value if isinstance(value, list) else [value]) if m is not None]
         try:
-            return convert_to_messages(given if isinstance(given, list) else [given]) if given is not None else []
-        except (ValueError, NotImplementedError):
-            return []  # the state's own reducer says what is wrong with them
+            return convert_to_messages(flat)
+        except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError):
+            return []  # the state's own reducer knows them, or says what is wrong
 
 
 def _says(message: BaseMessage) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from langchain_core.runnables import RunnableConfig
 
 OUTERMOST = "__pregel_mosaic_outermost"
-"""In the config of a run: how deep the outermost graph lies that judges steps; 0 in no other graph."""
+"""In the config of a run that has a name: how deep the outermost graph lies that judges steps (0 in no other), and the name."""
 
 NAMESPACE = "checkpoint_ns"
 """In a task's config: the tasks that it runs in and the task itself, outermost first. A graph that a task runs more than once
@@ -23,24 +23,30 @@ def named(config: RunnableConfig) -> str | None:
     Args:
         config: The task's config.
     """
-    name = (config.get("metadata") or {}).get("mosaic_trajectory")
-    given = config.get("configurable", {})
+    name = _name(config)
+    depth, outer = config.get("configurable", {}).get(OUTERMOST, (0, None))
     path = _path(config)[:-1]
-    if name is None or _depth(path) <= given.get(OUTERMOST, _depth(path)):
-        return None if name is None else str(name)
-    return "/".join([str(name), *path])
+    # Who runs a graph inside under another name has named it.
+    return "/".join([outer, *path]) if name is not None and name == outer and _depth(path) > depth else name
 
 
-def inside_of(config: RunnableConfig, *, graph: bool = False) -> dict[str, int]:
+def inside_of(config: RunnableConfig, *, graph: bool = False) -> dict[str, tuple[int, str]]:
     """What a graph that judges steps adds to the configs of all that runs inside it.
 
     Args:
         config: The config of a task of the graph.
         graph: Whether it is the one that the graph itself is run with.
     """
-    given = config.get("configurable", {})
+    name = _name(config)
+    if name is None or config.get("configurable", {}).get(OUTERMOST, (0, None))[1] == name:
+        return {}
     path = _path(config)
-    return {} if OUTERMOST in given else {OUTERMOST: _depth(path if graph else path[:-1])}
+    return {OUTERMOST: (_depth(path if graph else path[:-1]), name)}
+
+
+def _name(config: RunnableConfig) -> str | None:
+    name = (config.get("metadata") or {}).get("mosaic_trajectory")
+    return None if not name else str(name)
 
 
 def _path(config: RunnableConfig) -> list[str]:

@@ -164,10 +164,15 @@ async def test_new_input_on_a_paused_thread_closes_the_step_as_cancelled(kind: s
 async def test_new_words_in_a_command_close_the_open_step_too(kind: str, goto: bool) -> None:
     agent = "model" if kind == "create_agent" else "agent"
     for run_async in (False, True):
-        for said in (HumanMessage("never mind"), [("user", "never mind")]):
+        words = HumanMessage("never mind")
+        for update in (
+            {"messages": words},
+            {"messages": [("user", "never mind")]},
+            [("messages", [words]), ("messages", [])],
+        ):
             log: list[Any] = []
             graph = build(kind, log, Asks(), InMemorySaver())
-            new: Any = Command(update={"messages": said}, goto=agent if goto else ())
+            new: Any = Command(update=update, goto=agent if goto else ())
             if run_async:
                 await graph.ainvoke(ASK, THREAD)
                 out = await graph.ainvoke(new, THREAD)

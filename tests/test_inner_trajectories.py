@@ -190,6 +190,23 @@ async def test_agents_with_the_middleware_are_named_the_same_way(outer: str, tmp
         assert called == ["look", "pay"]
 
 
+@pytest.mark.parametrize("name", ["run", None])
+def test_a_graph_inside_that_is_run_under_a_name_of_its_own_has_it(name: str | None, tmp_path: Path) -> None:
+    inner = delegating(agent(PAY))
+
+    @tool
+    def delegate(x: int) -> str:
+        """Delegate."""
+        return str(inner.invoke(ASK, {"metadata": {"mosaic_trajectory": "sub"}})["messages"][-1].text)
+
+    outer = agent([calls(("delegate", {"x": 1})), DONE], [delegate])
+    guarded_graph(outer, guard=Guard(ScriptedGuardModel()), trace=tmp_path).invoke(ASK, RUN if name else {})
+    first, middle, inmost = sorted(logged(tmp_path), key=lambda one: (one.startswith("sub"), len(one)))
+    assert (first == "run") == (name == "run")
+    assert middle == "sub"
+    assert inmost.startswith("sub/")
+
+
 def test_a_run_without_a_name_leaves_each_graph_its_own(tmp_path: Path) -> None:
     graph = guarded_graph(delegating(agent(PAY)), guard=Guard(ScriptedGuardModel()), trace=tmp_path)
     graph.invoke(ASK)
