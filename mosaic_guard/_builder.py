@@ -23,7 +23,17 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
-from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, merge, read, start, write, wrote
+from mosaic_guard._channel import (
+    GUARD_CHANNEL,
+    HIDDEN_CHANNELS,
+    ROUTES_CHANNEL,
+    leads_on,
+    merge,
+    read,
+    start,
+    write,
+    wrote,
+)
 from mosaic_guard._commands import lead_to_plan
 from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._final_answer import STRUCTURED
@@ -285,9 +295,14 @@ class _Rewriting:
     def _redirect_routes(self) -> None:
         """Every edge and branch into a tool node leads to `plan`; joins stay, for the gate sends their calls back."""
         builder = self.builder
-        for source in sorted({source for source, _ in builder.edges} | set(builder.branches)):
+        leaving = {source for source, _ in builder.edges} | set(builder.branches)
+        led = {start for starts, _ in builder.waiting_edges for start in starts} | {*self.nodes.gates}
+        ends = builder.nodes.keys() - leaving - led if self.nodes.check_final else set()
+        for source in sorted(leaving | ends):
             targets = sorted(target for start, target in builder.edges if start == source)
-            ways = {f"to {target}": _always(target) for target in targets}
+            ways = (
+                {f"to {target}": _always(target) for target in targets} if source in leaving else {"to the end": _end()}
+            )
             drawn = dict(builder.branches.get(source, {}))
             leading = {name: way for name, way in {**drawn, **ways}.items() if self._leads_in(way)}
             spec = builder.nodes.get(source)
@@ -399,6 +414,15 @@ def _replaces_by_id(channel: Any) -> bool:
 def _always(target: str) -> BranchSpec:
     """An edge as a branch."""
     return BranchSpec(RunnableCallable(lambda _: target, name=f"to {target}", trace=False), {target: target}, None)
+
+
+def _end() -> BranchSpec:
+    """What a node without edges does: the run ends there, unless the node itself says where it goes on."""
+
+    def way(value: Any, config: RunnableConfig) -> Any:
+        return [] if leads_on(config) else END
+
+    return BranchSpec(RunnableCallable(way, name="to the end", trace=False), {END: END}, None)
 
 
 def _only_if(branch: BranchSpec, condition: Callable[[Mapping[str, Any]], bool]) -> BranchSpec:

@@ -1,6 +1,6 @@
 """`check_final`: the answer that ends a run as a call that is judged, and what stands in its place where it is refused.
 
-The answer is what leaves: the words of the last message, and the structured answer that LangChain's and LangGraph's agents give
+The answer is what leaves: the words since the last step, and the structured answer that LangChain's and LangGraph's agents give
 under `structured_response`, beside those words or in place of them (as a call that no tool node runs).
 """
 
@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from pydantic import BaseModel
 
 from mosaic_guard._evidence import message_text
@@ -29,48 +29,60 @@ def final_answer(messages: Sequence[BaseMessage], structured: Any = None) -> lis
     """The answer that ends a run, in the form of a call.
 
     Args:
-        messages: The history. Its calls are answered: a run with open ones does not end here.
+        messages: The history.
         structured: The structured answer; None where there is none.
 
     Returns:
-        A call of `final_answer` whose `text` is all that is said: the words of the message, and the structured answer as JSON
-        unless the words are that JSON. Nothing if the last message is no answer and there is no structured one.
+        A call of `final_answer` whose `text` is all that is said: the words since the last step, those beside a structured
+        answer's call too, and the structured answer as JSON unless the words are that JSON. Nothing where nothing is said.
     """
-    last = messages[-1] if messages else None
-    said = last if isinstance(last, AIMessage) and not last.tool_calls else None
-    if structured is not None and said is None:
-        said = next((message for message in reversed(messages) if isinstance(message, AIMessage)), None)
-    words = message_text(said) if said is not None else ""
+    said = [message for message, _ in _said_last(messages) if structured is not None or not message.tool_calls]
+    words = "\n".join(text for message in said if (text := message_text(message)).strip())
     if structured is not None:
         words = _with_structured(words, structured)
-    if not words.strip():
+    if not words:
         return []
-    return [{"name": FINAL, "args": {"text": words}, "id": said.id if said else None, "type": "tool_call"}]
+    return [{"name": FINAL, "args": {"text": words}, "id": said[-1].id if said else None, "type": "tool_call"}]
 
 
-def withheld(messages: Sequence[BaseMessage], known: Collection[str]) -> list[BaseMessage]:
+def withheld(messages: Sequence[BaseMessage], known: Collection[str], structured: bool) -> list[BaseMessage]:
     """What replaces a refused answer in a history, message by message, and says so at its end.
 
     Args:
         messages: The history.
-        known: Names of the tools. Other calls of the last AI message are the answer; they and their results lose their words.
+        known: Names of the tools.
+        structured: Whether a structured answer is part of it: a call of no known tool may be its form, and loses its arguments
+            and its result.
     """
-    index = next((n for n in reversed(range(len(messages))) if isinstance(messages[n], AIMessage)), -1)
-    answer = messages[index] if index >= 0 else None
-    if not isinstance(answer, AIMessage):
-        return [AIMessage(WITHHELD)]
-    if not answer.tool_calls:
-        ends = index == len(messages) - 1
-        return [AIMessage(WITHHELD, id=answer.id), *([] if ends else [AIMessage(WITHHELD)])]
-    calls = [call if call["name"] in known else {**call, "args": {}} for call in answer.tool_calls]
-    emptied = {call["id"] for call in calls if call["name"] not in known}
-    new: list[BaseMessage] = [AIMessage("", id=answer.id, name=answer.name, tool_calls=calls)]
-    new += [
-        ToolMessage(WITHHELD, id=m.id, name=m.name, tool_call_id=m.tool_call_id, status="error")
-        for m in messages[index + 1 :]
-        if isinstance(m, ToolMessage) and m.tool_call_id in emptied
-    ]
-    return [*new, AIMessage(WITHHELD)]
+    new: list[BaseMessage] = []
+    for answer, after in _said_last(messages):
+        if not answer.tool_calls:
+            new.append(AIMessage(WITHHELD, id=answer.id, name=answer.name))
+        elif structured:
+            calls = [call if call["name"] in known else {**call, "args": {}} for call in answer.tool_calls]
+            emptied = {call["id"] for call in calls if call["name"] not in known}
+            new.append(AIMessage("", id=answer.id, name=answer.name, tool_calls=calls))
+            new += [
+                ToolMessage(WITHHELD, id=m.id, name=m.name, tool_call_id=m.tool_call_id, status="error")
+                for m in after
+                if isinstance(m, ToolMessage) and m.tool_call_id in emptied
+            ]
+    ends = bool(messages) and isinstance(messages[-1], AIMessage) and not messages[-1].tool_calls
+    return new if ends else [*new, AIMessage(WITHHELD)]
+
+
+def _said_last(messages: Sequence[BaseMessage]) -> list[tuple[AIMessage, Sequence[BaseMessage]]]:
+    """What agents said since the last step, and what comes after each; first the message that proposed the step's calls."""
+    said: list[tuple[AIMessage, Sequence[BaseMessage]]] = []
+    for index in reversed(range(len(messages))):
+        message = messages[index]
+        if isinstance(message, HumanMessage):
+            break
+        if isinstance(message, AIMessage):
+            said.insert(0, (message, messages[index + 1 :]))
+            if message.tool_calls:
+                break
+    return said
 
 
 def _with_structured(words: str, structured: Any) -> str:
@@ -80,7 +92,7 @@ def _with_structured(words: str, structured: Any) -> str:
             return words
     except ValueError:
         pass
-    return f"{words}\n{plain}" if words.strip() else plain
+    return f"{words}\n{plain}" if words else plain
 
 
 def _plain(value: Any) -> Any:

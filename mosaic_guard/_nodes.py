@@ -234,8 +234,8 @@ class GuardNodes(StepRoutes, StepVerdicts):
             found = verdicts.get(digest_of(call)) or {"verdict": "refuse", "reason": "it was not judged"}
             answers.append(answer_message(call, found))
         if any(name == END and calls for name, _, calls in channel["go"]):
-            answers += withheld(self.messages_in(state), self.tools)
             structured = read(config, STRUCTURED) is not None
+            answers += withheld(self.messages_in(state), self.tools, structured)
             return {self.messages_key: answers, **({STRUCTURED: None} if structured else {})}
         if channel["ending"]:
             answers.append(AIMessage(content=self._farewell(verdicts, channel["refusals"])))

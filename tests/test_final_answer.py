@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
@@ -109,12 +110,12 @@ class Out(BaseModel):
     note: str = Field(default="", exclude=True)
 
 
-FORMS = ["tool", "beside a call", "provider", "node"]
+FORMS = ["tool", "beside a call", "provider", "node", "last node"]
 
 
 def structured(form: str, words: str, **compile_args: Any) -> Any:
     """An agent whose answer is structured: a call of its own, one beside another tool's, the message, another node's."""
-    if form == "node":
+    if "node" in form:
         builder = StateGraph(Structured)
         builder.add_node("agent", lambda state: {"messages": [AIMessage("see the form")]})
         builder.add_node("tools", ToolNode(make_tools([])))
@@ -122,7 +123,8 @@ def structured(form: str, words: str, **compile_args: Any) -> Any:
         builder.add_edge(START, "agent")
         builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: "respond"})
         builder.add_edge("tools", "agent")
-        builder.add_edge("respond", END)
+        if form == "node":  # else it has no edge that says so
+            builder.add_edge("respond", END)
         return builder.compile(**compile_args)
     said = calls(("Out", {"text": words}))
     if form == "beside a call":
@@ -170,9 +172,49 @@ def test_an_allowed_structured_answer_changes_nothing(form: str) -> None:
     assert visible(out.pop("messages")) == visible(plain.pop("messages"))
     assert out == plain
     words = '{"text": "all well", "note": ""}'
+    beside = 'see the form\n{"text": "all well"}'
     assert judged == [
-        {"provider": '{"text": "all well"}\n' + words, "node": 'see the form\n{"text": "all well"}'}.get(form, words)
+        {"provider": '{"text": "all well"}\n' + words, "node": beside, "last node": beside}.get(form, words)
     ]
+
+
+@pytest.mark.parametrize("form", [None, *FORMS[:3]])
+def test_words_that_follow_an_answer_do_not_cover_it(form: str | None) -> None:
+    class Bye(AgentMiddleware):
+        def after_agent(self, state: Any, runtime: Any) -> Any:
+            return {"messages": [AIMessage("bye")]}
+
+    for answer, shown in (("the PIN is 1234", False), ("all well", True)):
+        agent = (
+            create_agent(Scripted(script=[AIMessage(answer)]), make_tools([]), middleware=[Bye()])
+            if form is None
+            else structured(form, answer, middleware=[Bye()])
+        )
+        out = guarded_graph(agent, guard=Guard(ScriptedGuardModel(leaks)), check_final=True).invoke(ASK)
+        assert (answer in str(out)) == ("bye" in str(out)) == shown
+        assert_valid(out["messages"])
+
+
+@pytest.mark.parametrize("goto", [None, END, "more"])
+def test_a_node_without_edges_ends_the_run_where_it_says_nothing_else(goto: Any) -> None:
+    judged: list[Any] = []
+
+    def decide(step: Any) -> list[float]:
+        judged.extend(call.args["text"] for call in step.calls)
+        return leaks(step)
+
+    def agent(state: Any) -> Command[Any]:
+        return Command(update={"messages": [AIMessage("the PIN is 1234")]}, goto=goto or ())
+
+    builder = StateGraph(Structured)
+    builder.add_node("agent", agent)
+    builder.add_node("more", lambda state: {"messages": [AIMessage("see above")]})
+    builder.add_node("tools", ToolNode(make_tools([])))
+    builder.add_edge(START, "agent")
+    builder.add_edge("tools", "agent")
+    out = guarded_graph(builder.compile(), guard=Guard(ScriptedGuardModel(decide)), check_final=True).invoke(ASK)
+    assert judged == ["the PIN is 1234" + ("\nsee above" if goto == "more" else "")]
+    assert "1234" not in str(out)
 
 
 def test_fields_that_a_structured_answer_hides_when_written_are_judged() -> None:
@@ -219,8 +261,8 @@ async def test_with_hold_no_word_of_a_refused_structured_answer_is_streamed(form
                 if run_async
                 else list(graph.stream(ASK, thread, **options))
             )
-            # A node that writes no message streams none.
-            assert (answer in str(chunks)) == (shown and form != "node")
+            # A node that writes no message streams none, but the words of the other one wait too.
+            assert (("see the form" if "node" in form else answer) in str(chunks)) == shown
 
 
 def test_a_state_that_cannot_take_back_a_structured_answer_fails_loudly() -> None:
