@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast, get_args
@@ -27,9 +27,7 @@ from mosaic_guard._channel import (
     GUARD_CHANNEL,
     HIDDEN_CHANNELS,
     ROUTES_CHANNEL,
-    leads_on,
     merge,
-    read,
     start,
     write,
     wrote,
@@ -41,6 +39,7 @@ from mosaic_guard._gate import ResultCache
 from mosaic_guard._guarded import GuardedGraph
 from mosaic_guard._nested import Nested
 from mosaic_guard._nodes import GuardNodes
+from mosaic_guard._ways import always, end, goes_on, only_if, refused, stayed
 
 
 class _GuardInput:
@@ -148,11 +147,11 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
         """Edges that a user drew: a tool node that sent its calls back is not left, nor `refuse` where the run ends."""
         nodes.joined = {start for starts, _ in self.waiting_edges for start in starts if start in nodes.gates}
         for name in (*nodes.gates, nodes.refuse_name):
-            condition = _goes_on if name == nodes.refuse_name else partial(_stayed, name)
+            condition = goes_on if name == nodes.refuse_name else partial(stayed, name)
             drawn = [target for source, target in sorted(self.edges) if source == name]
             self.edges = {edge for edge in self.edges if edge[0] != name}
-            named = {f"to {target}": _always(target) for target in drawn} | self.branches.pop(name, {})
-            self.branches[name] = {key: _only_if(branch, condition) for key, branch in named.items()}
+            named = {f"to {target}": always(target) for target in drawn} | self.branches.pop(name, {})
+            self.branches[name] = {key: only_if(branch, condition) for key, branch in named.items()}
 
 
 @cache
@@ -301,7 +300,7 @@ class _Rewriting:
         for source in sorted(leaving | ends):
             targets = sorted(target for start, target in builder.edges if start == source)
             ways = (
-                {f"to {target}": _always(target) for target in targets} if source in leaving else {"to the end": _end()}
+                {f"to {target}": always(target) for target in targets} if source in leaving else {"to the end": end()}
             )
             drawn = dict(builder.branches.get(source, {}))
             leading = {name: way for name, way in {**drawn, **ways}.items() if self._leads_in(way)}
@@ -372,7 +371,7 @@ class _Rewriting:
     def _take_exits(self, name: str) -> list[BranchSpec]:
         """Remove the edges and branches that leave a tool node; return them as branches."""
         builder = self.builder
-        exits = [_always(target) for source, target in sorted(builder.edges) if source == name]
+        exits = [always(target) for source, target in sorted(builder.edges) if source == name]
         builder.edges = {edge for edge in builder.edges if edge[0] != name}
         return [*exits, *builder.branches.pop(name, {}).values()]
 
@@ -383,11 +382,11 @@ class _Rewriting:
             schema = builder.nodes[name].input_schema
             for number, original in enumerate(branches):
                 branch = self._to_plan(original)  # a tool node may lead to a tool node
-                builder.branches[name][f"leave {number}"] = _only_if(branch, partial(_stayed, name))
+                builder.branches[name][f"leave {number}"] = only_if(branch, partial(stayed, name))
                 same_state = branch._replace(input_schema=branch.input_schema or schema)
-                builder.branches[refuse][f"leave {name} {number}"] = _only_if(same_state, partial(_refused, name))
+                builder.branches[refuse][f"leave {name} {number}"] = only_if(same_state, partial(refused, name))
         # A run of refusals ends here: for the drawing, since nothing has to be written to end.
-        builder.branches[refuse]["end"] = _only_if(_always(END), lambda channel: False)
+        builder.branches[refuse]["end"] = only_if(always(END), lambda channel: False)
 
 
 def _without_defaults(compiled: Any, nodes: GuardNodes) -> None:
@@ -409,45 +408,3 @@ def _replaces_by_id(channel: Any) -> bool:
         return reducer is not None and len(reducer([AIMessage("a", id="1")], [AIMessage("b", id="1")])) == 1
     except (TypeError, ValueError):
         return False
-
-
-def _always(target: str) -> BranchSpec:
-    """An edge as a branch."""
-    return BranchSpec(RunnableCallable(lambda _: target, name=f"to {target}", trace=False), {target: target}, None)
-
-
-def _end() -> BranchSpec:
-    """What a node without edges does: the run ends there, unless the node itself says where it goes on."""
-
-    def way(value: Any, config: RunnableConfig) -> Any:
-        return [] if leads_on(config) else END
-
-    return BranchSpec(RunnableCallable(way, name="to the end", trace=False), {END: END}, None)
-
-
-def _only_if(branch: BranchSpec, condition: Callable[[Mapping[str, Any]], bool]) -> BranchSpec:
-    """The branch, taken only if the guard's channel says so."""
-    path = branch.path
-
-    def func(value: Any, config: RunnableConfig) -> Any:
-        return path.invoke(value, config) if condition(read(config, GUARD_CHANNEL, fresh=True) or {}) else []
-
-    async def afunc(value: Any, config: RunnableConfig) -> Any:
-        return await path.ainvoke(value, config) if condition(read(config, GUARD_CHANNEL, fresh=True) or {}) else []
-
-    return branch._replace(path=RunnableCallable(func, afunc, name=path.name, trace=False))
-
-
-def _stayed(name: str, channel: Mapping[str, Any]) -> bool:
-    """Whether tool node `name` ran, rather than sending its calls back to `plan`."""
-    return channel.get("bounced") != name
-
-
-def _goes_on(channel: Mapping[str, Any]) -> bool:
-    """Whether the run goes on after `refuse`."""
-    return not channel.get("ending")
-
-
-def _refused(name: str, channel: Mapping[str, Any]) -> bool:
-    """Whether the refused step would have gone to tool node `name`, and the run goes on."""
-    return _goes_on(channel) and any(route[0] == name for route in channel.get("go", ()))
