@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from mosaic_guard._channel import Channel, digest_of
-from mosaic_guard._waiting import FINAL
+from mosaic_guard._final_answer import FINAL
 
 AnswerType = Literal["approve", "edit", "reject", "respond"]
 ANSWERS: tuple[AnswerType, ...] = ("approve", "edit", "reject", "respond")

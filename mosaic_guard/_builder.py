@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
@@ -23,13 +23,23 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
-from mosaic_guard._channel import GUARD_CHANNEL, HIDDEN_CHANNELS, ROUTES_CHANNEL, merge, read, start, write, wrote
+from mosaic_guard._channel import (
+    GUARD_CHANNEL,
+    HIDDEN_CHANNELS,
+    ROUTES_CHANNEL,
+    merge,
+    start,
+    write,
+    wrote,
+)
 from mosaic_guard._commands import lead_to_plan
 from mosaic_guard._errors import UnguardableGraphError
+from mosaic_guard._final_answer import STRUCTURED
 from mosaic_guard._gate import ResultCache
 from mosaic_guard._guarded import GuardedGraph
 from mosaic_guard._nested import Nested
 from mosaic_guard._nodes import GuardNodes
+from mosaic_guard._ways import always, end, goes_on, only_if, refused, stayed
 
 
 class _GuardInput:
@@ -68,6 +78,11 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
             raise UnguardableGraphError(
                 f"check_final has to replace an answer that is refused: give {key!r} the reducer add_messages"
             )
+        if nodes.check_final and not self._takes_back(STRUCTURED):
+            raise UnguardableGraphError(
+                f"check_final has to take back a structured answer that is refused: let {STRUCTURED!r} of the state be None "
+                "too, and have no reducer"
+            )
         self._guard_nodes = nodes
         self.add_channels(key)
         for name, gate in nodes.gates.items():
@@ -87,6 +102,13 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
             self.branches[source]["route"] = BranchSpec(
                 RunnableCallable(nodes.after_check, name="route", trace=False), {**ways, more: more}, _GuardInput
             )
+
+    def _takes_back(self, key: str) -> bool:
+        """Whether None can be written in the place of a state key's value."""
+        fields = [getattr(schema, "model_fields", {}).get(key) for schema in self.schemas]
+        types = [field.annotation for field in fields if field is not None]
+        plain = all(kind is Any or type(None) in get_args(kind) for kind in types)
+        return plain and not isinstance(self.channels.get(key), BinaryOperatorAggregate)
 
     def add_channels(self, key: str) -> None:
         """Add the guard's channels, without the nodes.
@@ -125,11 +147,11 @@ class GuardedStateGraph(StateGraph):  # type: ignore[type-arg]
         """Edges that a user drew: a tool node that sent its calls back is not left, nor `refuse` where the run ends."""
         nodes.joined = {start for starts, _ in self.waiting_edges for start in starts if start in nodes.gates}
         for name in (*nodes.gates, nodes.refuse_name):
-            condition = _goes_on if name == nodes.refuse_name else partial(_stayed, name)
+            condition = goes_on if name == nodes.refuse_name else partial(stayed, name)
             drawn = [target for source, target in sorted(self.edges) if source == name]
             self.edges = {edge for edge in self.edges if edge[0] != name}
-            named = {f"to {target}": _always(target) for target in drawn} | self.branches.pop(name, {})
-            self.branches[name] = {key: _only_if(branch, condition) for key, branch in named.items()}
+            named = {f"to {target}": always(target) for target in drawn} | self.branches.pop(name, {})
+            self.branches[name] = {key: only_if(branch, condition) for key, branch in named.items()}
 
 
 @cache
@@ -272,9 +294,14 @@ class _Rewriting:
     def _redirect_routes(self) -> None:
         """Every edge and branch into a tool node leads to `plan`; joins stay, for the gate sends their calls back."""
         builder = self.builder
-        for source in sorted({source for source, _ in builder.edges} | set(builder.branches)):
+        leaving = {source for source, _ in builder.edges} | set(builder.branches)
+        led = {start for starts, _ in builder.waiting_edges for start in starts} | {*self.nodes.gates}
+        ends = builder.nodes.keys() - leaving - led if self.nodes.check_final else set()
+        for source in sorted(leaving | ends):
             targets = sorted(target for start, target in builder.edges if start == source)
-            ways = {f"to {target}": _always(target) for target in targets}
+            ways = (
+                {f"to {target}": always(target) for target in targets} if source in leaving else {"to the end": end()}
+            )
             drawn = dict(builder.branches.get(source, {}))
             leading = {name: way for name, way in {**drawn, **ways}.items() if self._leads_in(way)}
             spec = builder.nodes.get(source)
@@ -344,7 +371,7 @@ class _Rewriting:
     def _take_exits(self, name: str) -> list[BranchSpec]:
         """Remove the edges and branches that leave a tool node; return them as branches."""
         builder = self.builder
-        exits = [_always(target) for source, target in sorted(builder.edges) if source == name]
+        exits = [always(target) for source, target in sorted(builder.edges) if source == name]
         builder.edges = {edge for edge in builder.edges if edge[0] != name}
         return [*exits, *builder.branches.pop(name, {}).values()]
 
@@ -355,11 +382,11 @@ class _Rewriting:
             schema = builder.nodes[name].input_schema
             for number, original in enumerate(branches):
                 branch = self._to_plan(original)  # a tool node may lead to a tool node
-                builder.branches[name][f"leave {number}"] = _only_if(branch, partial(_stayed, name))
+                builder.branches[name][f"leave {number}"] = only_if(branch, partial(stayed, name))
                 same_state = branch._replace(input_schema=branch.input_schema or schema)
-                builder.branches[refuse][f"leave {name} {number}"] = _only_if(same_state, partial(_refused, name))
+                builder.branches[refuse][f"leave {name} {number}"] = only_if(same_state, partial(refused, name))
         # A run of refusals ends here: for the drawing, since nothing has to be written to end.
-        builder.branches[refuse]["end"] = _only_if(_always(END), lambda channel: False)
+        builder.branches[refuse]["end"] = only_if(always(END), lambda channel: False)
 
 
 def _without_defaults(compiled: Any, nodes: GuardNodes) -> None:
@@ -381,36 +408,3 @@ def _replaces_by_id(channel: Any) -> bool:
         return reducer is not None and len(reducer([AIMessage("a", id="1")], [AIMessage("b", id="1")])) == 1
     except (TypeError, ValueError):
         return False
-
-
-def _always(target: str) -> BranchSpec:
-    """An edge as a branch."""
-    return BranchSpec(RunnableCallable(lambda _: target, name=f"to {target}", trace=False), {target: target}, None)
-
-
-def _only_if(branch: BranchSpec, condition: Callable[[Mapping[str, Any]], bool]) -> BranchSpec:
-    """The branch, taken only if the guard's channel says so."""
-    path = branch.path
-
-    def func(value: Any, config: RunnableConfig) -> Any:
-        return path.invoke(value, config) if condition(read(config, GUARD_CHANNEL, fresh=True) or {}) else []
-
-    async def afunc(value: Any, config: RunnableConfig) -> Any:
-        return await path.ainvoke(value, config) if condition(read(config, GUARD_CHANNEL, fresh=True) or {}) else []
-
-    return branch._replace(path=RunnableCallable(func, afunc, name=path.name, trace=False))
-
-
-def _stayed(name: str, channel: Mapping[str, Any]) -> bool:
-    """Whether tool node `name` ran, rather than sending its calls back to `plan`."""
-    return channel.get("bounced") != name
-
-
-def _goes_on(channel: Mapping[str, Any]) -> bool:
-    """Whether the run goes on after `refuse`."""
-    return not channel.get("ending")
-
-
-def _refused(name: str, channel: Mapping[str, Any]) -> bool:
-    """Whether the refused step would have gone to tool node `name`, and the run goes on."""
-    return _goes_on(channel) and any(route[0] == name for route in channel.get("go", ()))

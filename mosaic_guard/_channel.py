@@ -14,6 +14,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels.base import BaseChannel
 from langgraph.channels.binop import BinaryOperatorAggregate
+from langgraph.checkpoint.serde.types import TASKS
 from langgraph.errors import EmptyChannelError
 
 from mosaic_guard._decision import call_digest
@@ -154,6 +155,11 @@ def start(config: RunnableConfig, node: str) -> None:
 def wrote(config: RunnableConfig, channel: str) -> bool:
     """Whether the running task itself has written to a channel."""
     return any(name == channel for name, _ in _task_view(config)[1])
+
+
+def leads_on(config: RunnableConfig) -> bool:
+    """Whether the running task itself has written where the run goes on: it has returned a `Command` that says so."""
+    return any(name == TASKS or name.startswith(TO) for name, _ in _task_view(config)[1])
 
 
 def proposing(messages: Sequence[BaseMessage]) -> int:

@@ -55,8 +55,8 @@ def guarded_graph(
         trace: A directory, or a `TraceWriter`, for what was judged.
         events: Send plans and decisions, with the seconds that they took, to the `custom` stream.
         check_final: Judge the answer that ends the run too, as a call of `final_answer` with the argument `text`: private data
-            can leave in words. A refused answer is replaced in the state; use `hold=True` to keep it out of the stream of
-            tokens.
+            can leave in words. A structured answer (`structured_response`) is part of it. A refused answer is replaced in the
+            state; use `hold=True` to keep it out of the stream of tokens.
         hold: Release chunks of stream mode `messages` only after the guard has decided the calls that their message proposes;
             what proposes none is released when its node ends (with `check_final`: once it is judged, or the run ends). Refused
             calls are shown too, after the decision. Not for `astream_events` before version `v3`, which then raises

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.messages import BaseMessage, RemoveMessage, ToolMessage, convert_to_messages
 from langchain_core.runnables import RunnableConfig
 from langgraph._internal._config import ensure_config, patch_configurable
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.constants import END
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Command
+from langgraph.types import Command, Overwrite, StateUpdate
 
 from mosaic_guard._cancelled import cancelled
-from mosaic_guard._channel import CHECKPOINTER, OUTER_WRITTEN, RESUMING, TASK_ID, proposing, written_in
+from mosaic_guard._channel import CHECKPOINTER, GUARD_CHANNEL, OUTER_WRITTEN, RESUMING, TASK_ID, proposing, written_in
 from mosaic_guard._recursion import UserSteps
+from mosaic_guard._trajectory import inside_of
 from mosaic_guard._waiting import unanswered
 
 if TYPE_CHECKING:
@@ -32,9 +34,9 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
             thread = ensure_config(self.config, config)
             state = self.get_state(thread)
             # Named, a checkpoint is shown without what its unfinished tasks wrote, which new input drops.
-            answers = self._cancelled(self.get_state(_at(thread, state.config))) if state.tasks else None
-            if answers:
-                config = _from_there(config, self.update_state(thread, answers, as_node=self._nodes.refuse_name))
+            closing = self._closing(input, self.get_state(_at(thread, state.config))) if state.tasks else ()
+            if closing:
+                config = _from_there(config, self.bulk_update_state(thread, closing))
         yield from super().stream(input, self._user_steps(config), **kwargs)
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
@@ -42,9 +44,9 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         if self._may_be_open(input, config):
             thread = ensure_config(self.config, config)
             state = await self.aget_state(thread)
-            answers = self._cancelled(await self.aget_state(_at(thread, state.config))) if state.tasks else None
-            if answers:
-                config = _from_there(config, await self.aupdate_state(thread, answers, as_node=self._nodes.refuse_name))
+            closing = self._closing(input, await self.aget_state(_at(thread, state.config))) if state.tasks else ()
+            if closing:
+                config = _from_there(config, await self.abulk_update_state(thread, closing))
         async for chunk in super().astream(input, self._user_steps(config), **kwargs):
             yield chunk
 
@@ -62,15 +64,22 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         return self.guard_nodes
 
     def _user_steps(self, config: RunnableConfig | None) -> RunnableConfig:
-        """The config of a run: its limit counts the user's steps; inside a graph it is told what that one's tools wrote."""
+        """The config of a run: its limit counts the user's steps; what runs inside is told so, and what tools wrote."""
         full = ensure_config(self.config, config)
         given: RunnableConfig = {**(config or {}), "recursion_limit": UserSteps(full["recursion_limit"])}
-        written = written_in(full) if TASK_ID in full.get("configurable", {}) else ()
-        return patch_configurable(given, {OUTER_WRITTEN: written}) if written else given
+        handed: dict[str, Any] = {}
+        if TASK_ID in full["configurable"] and (written := written_in(full)):
+            handed[OUTER_WRITTEN] = written
+        # langgraph tells a user who forgot the thread id by an empty config; let it.
+        if self.guard_nodes is not None and (full["configurable"] or not self.checkpointer):
+            handed |= inside_of(full, graph=True)
+        return patch_configurable(given, handed) if handed else given
 
     def _may_be_open(self, input: Any, config: RunnableConfig | None) -> bool:
         """Whether this is new input to a thread of its own whose last step may be open."""
-        if self.guard_nodes is None or input is None or isinstance(input, Command):
+        if self.guard_nodes is None or input is None:
+            return False
+        if isinstance(input, Command) and (input.resume is not None or not any(map(_says, self._brought(input)))):
             return False
         given = ensure_config(self.config, config).get("configurable", {})
         saver = given.get(CHECKPOINTER) or self.checkpointer
@@ -78,20 +87,56 @@ class GuardedGraph(CompiledStateGraph):  # type: ignore[type-arg]
         own = TASK_ID not in given or (self.checkpointer is True and not given.get(RESUMING))
         return isinstance(saver, BaseCheckpointSaver) and "thread_id" in given and own
 
-    def _cancelled(self, state: Any) -> dict[str, list[BaseMessage]] | None:
-        """Answers to the open calls of a checkpoint: what a finished task of the step returned, or that it was cancelled."""
+    def _closing(self, input: Any, state: Any) -> list[list[StateUpdate]]:
+        """The edits of the thread that close its open step before new input; none where none is open.
+
+        Args:
+            input: The new input.
+            state: The checkpoint that it meets.
+        """
         nodes = self._nodes
         messages = nodes.messages_in(state.values)
         index = proposing(messages)
         after = messages[index + 1 :]
         if index < 0 or not all(isinstance(m, ToolMessage) for m in after):
-            return None
-        started = any(task.name in nodes.gates for task in state.tasks)
+            return []
+        calls = unanswered(messages[index].tool_calls, [m.tool_call_id for m in after])
+        if not calls:
+            return []
+        values: dict[str, Any] = {nodes.messages_key: cancelled(calls, *self._left(state))}
+        sent = isinstance(input, Command) and bool(input.goto)
+        if isinstance(input, Command) and not sent:  # it goes on where the closed step leads
+            values[GUARD_CHANNEL] = {"go": nodes.routes_of(messages), "ending": False}
+        # New input that removes or replaces the message which proposes the calls leaves nothing to answer.
+        gone = any(m.id == messages[index].id for m in self._brought(input))
+        closing = [] if gone else [[StateUpdate(values, nodes.refuse_name)]]
+        # A command drops no tasks, as other input does: what the step leads to would run beside what it names.
+        return [*closing, [StateUpdate(None, END)]] if sent else closing
+
+    def _left(self, state: Any) -> tuple[list[ToolMessage], bool]:
+        """What finished tasks of a checkpoint's step returned, and whether any of its calls may have run."""
+        nodes = self._nodes
         results = [m for task in state.tasks for m in _tool_messages(task.result, nodes.messages_key)]
-        answered = [m.tool_call_id for m in after]
-        calls = unanswered(messages[index].tool_calls, answered)
-        answers: list[BaseMessage] = [*cancelled(calls, results, started)]
-        return {nodes.messages_key: answers} if answers else None
+        return results, any(task.name in nodes.gates for task in state.tasks)
+
+    def _brought(self, input: Any) -> list[BaseMessage]:
+        """The messages of new input, in whichever form it is."""
+        key = self._nodes.messages_key
+        if isinstance(input, Command):
+            given = [value for name, value in input._update_as_tuples() if name == key]
+        else:
+            given = [input.get(key) if isinstance(input, Mapping) else getattr(input, key, None)]
+        given = [value.value if isinstance(value, Overwrite) else value for value in given]
+        flat = [m for value in given for m in (value if isinstance(value, list) else [value]) if m is not None]
+        try:
+            return convert_to_messages(flat)
+        except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError):
+            return []  # the state's own reducer knows them, or says what is wrong
+
+
+def _says(message: BaseMessage) -> bool:
+    """Whether a message is new words, rather than an answer to a call or an edit of the history."""
+    return not isinstance(message, (ToolMessage, RemoveMessage))
 
 
 def _from_there(config: RunnableConfig | None, closed: RunnableConfig) -> RunnableConfig | None:

@@ -23,7 +23,7 @@ from langgraph.types import Overwrite
 
 from mosaic_guard._channel import TASK_ID
 from mosaic_guard._decision import Call, Decision
-from mosaic_guard._waiting import FINAL
+from mosaic_guard._final_answer import FINAL, STRUCTURED
 
 HOLDING = "__pregel_mosaic_hold"
 """Set in a run's config while its stream is held. langgraph drops keys with this prefix from what it shows of a config."""
@@ -131,8 +131,8 @@ class HeldStream:
         task = next((path[: path.index(name) + 1] for path, _ in self._waiting if name in path), None)
         if task is None:
             return released
-        answers = [m for m in said if isinstance(m, AIMessage) and not m.tool_calls]
-        if self._final and answers and not namespace:
+        answers = any(isinstance(m, AIMessage) and not m.tool_calls for m in said)
+        if self._final and not namespace and (answers or _structured(payload["result"])):
             proposed[FINAL] = 1  # released at the end of the run if it turns out to be no answer
         if proposed:
             self._open[task] = proposed
@@ -229,6 +229,11 @@ class HoldsMessages(Pregel):  # type: ignore[type-arg]
 def _path(metadata: Any) -> tuple[str, ...]:
     """The tasks, outermost first, that a task runs in, itself included."""
     return tuple(str(metadata.get("langgraph_checkpoint_ns", "")).split("|"))
+
+
+def _structured(result: Any) -> bool:
+    """Whether a task has written a structured answer."""
+    return isinstance(result, dict) and result.get(STRUCTURED) is not None
 
 
 def _messages(result: Any, depth: int = 5) -> Iterator[BaseMessage]:

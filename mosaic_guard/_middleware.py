@@ -26,10 +26,11 @@ from mosaic_guard._gate import CHANGED, NOT_JUDGED, answer_message, refusal_mess
 from mosaic_guard._guard import Guard
 from mosaic_guard._kept import Kept
 from mosaic_guard._late import Found, ToolTask
-from mosaic_guard._nodes import NOT_RUN
 from mosaic_guard._step_judge import NO_EDITS, StepJudge, verdicts_of
+from mosaic_guard._step_verdicts import NOT_RUN
 from mosaic_guard._tool_gate import GatedTools, Handling, RefusedAtToolError
 from mosaic_guard._trace import TraceWriter
+from mosaic_guard._trajectory import inside_of
 from mosaic_guard._waiting import open_calls, speaking_for
 from mosaic_guard._written import with_ids
 
@@ -228,6 +229,8 @@ class MosaicMiddleware(AgentMiddleware[GuardState, Any, Any]):
         handling = Handling(
             digest_of(request.tool_call), partial(self._judge.judge_late, task), partial(self._judge.ajudge_late, task)
         )
+        # Agents inside the tool are told by the config that it is run with: it is this task's own.
+        request.runtime.config["configurable"].update(inside_of(task.config))
         said = self._judge.authorised(task.messages, task.config)
         with speaking_for(said), self._gated.handle(request, handling) as passed:
             yield passed

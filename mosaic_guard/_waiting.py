@@ -85,18 +85,6 @@ def as_calls(calls: Sequence[Mapping[str, Any]]) -> tuple[Call, ...]:
     return tuple(Call(i, c.get("id"), str(c.get("name")), c.get("args")) for i, c in enumerate(calls))
 
 
-FINAL = "final_answer"
-"""The tool name under which the answer that ends a run is judged."""
-
-
-def final_answer(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """The answer that ends a run, in the form of a call; none if the last message is no answer."""
-    last = messages[-1] if messages else None
-    if not isinstance(last, AIMessage) or last.tool_calls or not message_text(last).strip():
-        return []
-    return [{"name": FINAL, "args": {"text": message_text(last)}, "id": last.id, "type": "tool_call"}]
-
-
 def open_calls(messages: Sequence[BaseMessage]) -> list[Any]:
     """The calls of the last AI message that proposes any, without those that were answered since."""
     index = proposing(messages)

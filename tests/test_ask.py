@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.prebuilt import ToolNode
+from langgraph.graph import START, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Command
-from scripted_agents import Scripted, answers, assert_valid, calls, hand_written, make_tools
+from scripted_agents import Scripted, State, answers, assert_valid, calls, hand_written, make_tools
 
 from mosaic_guard import Guard, ScriptedGuardModel, guarded_graph
 
@@ -156,6 +157,98 @@ async def test_new_input_on_a_paused_thread_closes_the_step_as_cancelled(kind: s
         assert_valid(out["messages"])
         assert [m.type for m in out["messages"]] == ["human", "ai", "tool", "tool", "tool", "human", "ai"]
         assert all("cancelled" in m.text for m in answers(out["messages"]))
+
+
+@pytest.mark.parametrize("goto", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_new_words_in_a_command_close_the_open_step_too(kind: str, goto: bool) -> None:
+    agent = "model" if kind == "create_agent" else "agent"
+    for run_async in (False, True):
+        words = HumanMessage("never mind")
+        for update in (
+            {"messages": words},
+            {"messages": [("user", "never mind")]},
+            [("messages", [words]), ("messages", [])],
+        ):
+            log: list[Any] = []
+            graph = build(kind, log, Asks(), InMemorySaver())
+            new: Any = Command(update=update, goto=agent if goto else ())
+            if run_async:
+                await graph.ainvoke(ASK, THREAD)
+                out = await graph.ainvoke(new, THREAD)
+            else:
+                graph.invoke(ASK, THREAD)
+                out = graph.invoke(new, THREAD)
+            assert log == []
+            assert_valid(out["messages"])
+            assert [m.type for m in out["messages"]] == ["human", "ai", "tool", "tool", "tool", "human", "ai"]
+            assert all("cancelled" in m.text for m in answers(out["messages"]))
+            assert not graph.get_state(THREAD).next
+
+
+def with_note(log: list[Any], asks: Asks, **options: Any) -> Any:
+    """A guarded graph with a node that nothing but a command leads to."""
+    builder = StateGraph(State)
+    model = Scripted(script=[STEP, DONE])
+    builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
+    builder.add_node("tools", ToolNode(make_tools(log)))
+    builder.add_node("note", lambda state: {"messages": [AIMessage("noted")]})
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", tools_condition)
+    builder.add_edge("tools", "agent")
+    plain = builder.compile(checkpointer=InMemorySaver(), **options)
+    return guarded_graph(plain, guard=Guard(ScriptedGuardModel(asks), ask_threshold=0.2))
+
+
+def test_a_command_with_new_words_goes_where_it_says_and_nowhere_else() -> None:
+    for options in ({}, {"interrupt_before": ["tools"]}):
+        asks = Asks()
+        graph = with_note([], asks, **options)
+        graph.invoke(ASK if not options else {"messages": [HumanMessage("go")]}, THREAD)
+        paused = graph.get_state(THREAD).config
+        new: Any = Command(update={"messages": [HumanMessage("note that")]}, goto="note")
+        for config in (THREAD, paused):
+            out = graph.invoke(new, config)
+            assert_valid(out["messages"])
+            assert [m.type for m in out["messages"]] == ["human", "ai", "tool", "tool", "tool", "human", "ai"]
+            assert out["messages"][-1].text == "noted"
+        assert len(asks.judged) == 1
+
+
+@pytest.mark.parametrize(
+    "update",
+    [None, {"messages": []}, {"messages": [ToolMessage("sent already", tool_call_id="call_2")]}],
+    ids=["nothing", "no words", "an answer"],
+)
+def test_a_command_without_new_words_leaves_the_step_open(update: Any) -> None:
+    log: list[Any] = []
+    graph = with_note(log, Asks())
+    graph.invoke(ASK, THREAD)
+    graph.invoke(Command(update=update, goto="note") if update is None else Command(update=update), THREAD)
+    assert "ask" in graph.get_state(THREAD).next
+    assert not any("cancelled" in m.text for m in answers(graph.get_state(THREAD).values["messages"]))
+
+
+def test_a_command_that_answers_and_says_more_is_an_answer() -> None:
+    log: list[Any] = []
+    graph = build("create_agent", log, Asks(), InMemorySaver(), [STEP, DONE])
+    graph.invoke(ASK, THREAD)
+    resume = {"decisions": [{"type": "approve"}, {"type": "reject"}]}
+    graph.invoke(Command(resume=resume, update={"messages": [HumanMessage("go on")]}), THREAD)
+    said = answers(graph.get_state(THREAD).values["messages"])
+    assert not any("cancelled" in m.text for m in said)
+
+
+@pytest.mark.parametrize("command", [False, True])
+def test_a_step_that_new_input_takes_back_is_not_answered(command: bool) -> None:
+    log: list[Any] = []
+    graph = with_note(log, Asks())
+    proposed = graph.invoke(ASK, THREAD)["messages"][-1]
+    new = {"messages": [RemoveMessage(proposed.id), HumanMessage("note that")]}
+    out = graph.invoke(Command(update=new, goto="note") if command else new, THREAD)
+    assert log == []
+    assert "__interrupt__" not in out
+    assert_valid(out["messages"])
 
 
 def test_after_repeated_refusals_a_person_is_asked() -> None:

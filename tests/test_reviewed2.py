@@ -728,11 +728,6 @@ def test_words_that_a_person_says_twice_are_in_the_log_twice(tmp_path: Path) -> 
     assert types == [["human", "ai"], ["tool", "ai", "human", "ai"]]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="graphs inside share the name that a run gives its trajectory: their steps become branches of it, and an outcome "
-    "goes to whichever graph was logged last",
-)
 def test_an_outcome_goes_to_the_graph_that_the_run_is_of(tmp_path: Path) -> None:
     inner = subagent([])
 
@@ -834,7 +829,6 @@ class Out(BaseModel):
     text: str
 
 
-@pytest.mark.xfail(strict=True, reason="check_final judges the last message; `structured_response` is no message")
 @pytest.mark.parametrize("strategy", ["tool", "provider"])
 def test_a_structured_answer_is_judged_too(strategy: str) -> None:
     said = calls(("Out", {"text": "secret"})) if strategy == "tool" else AIMessage('{"text": "secret"}')
@@ -859,7 +853,6 @@ def test_a_human_message_that_a_tool_writes_is_its_result_under_the_middleware_t
     assert seen == [["go"], ["go"]]
 
 
-@pytest.mark.xfail(strict=True, reason="a Command as input is taken as it is, whatever it writes")
 def test_a_command_that_brings_new_words_closes_the_open_step_too() -> None:
     own = guard(policy=Policy(ask=["pay"]))
     graph = guarded_graph(react([], STEP, DONE, checkpointer=InMemorySaver()), guard=own)

@@ -23,8 +23,9 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, convert
 
 from mosaic_guard._digest import messages_digest
 from mosaic_guard._errors import MissingExtraError, ModelLoadError
+from mosaic_guard._final_answer import final_answer
 from mosaic_guard._trace import Outcome, TraceWriter, read_traces
-from mosaic_guard._waiting import as_calls, final_answer, task_of
+from mosaic_guard._waiting import as_calls, task_of
 
 FORMATS = {
     "openai": "mosaic_guard_openai_messages",
