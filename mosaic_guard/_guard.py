@@ -8,9 +8,9 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,7 +109,7 @@ class Guard:
         timeout: Most seconds that `plan` and `check` of one step may take together; after that the guard has failed to judge
             it. None for no limit. A synchronous call then runs in a thread of its own; a model that does not look at
             `Prompt.deadline` goes on there, unheard.
-        limits: Sizes in tokens.
+        limits: Sizes in tokens: `Limits`, or those of its fields that are not the defaults.
 
     Raises:
         MissingExtraError: If the model needs packages that are not installed.
@@ -131,7 +131,7 @@ class Guard:
         seed: int | None = None,
         on_error: Literal["refuse", "ask", "act"] = "refuse",
         timeout: float | None = None,
-        limits: Limits | None = None,
+        limits: Limits | Mapping[str, int] | None = None,
     ) -> None:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is a probability in (0, 1], not {threshold!r}")
@@ -159,7 +159,7 @@ class Guard:
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self.on_error = on_error
         self.timeout = timeout
-        self.limits = limits or Limits()
+        self.limits = limits if isinstance(limits, Limits) else Limits(**limits or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] = "default", **options: Any) -> Guard:
@@ -188,6 +188,7 @@ class Guard:
             **self.model.describe(),
             "check": self.check_mode,
             "plan": self.plan_mode,
+            "limits": asdict(self.limits),
             "threshold": self.threshold,
             "sample": self.sample,
         }

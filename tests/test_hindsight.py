@@ -14,6 +14,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from tiny_model import tiny_model, tiny_tokenizer
 
 from mosaic_guard import Guard, TraceWriter, Trajectory, read_traces
+from mosaic_guard._computed_plan import plan_text
 from mosaic_guard._transcript import Limits
 from mosaic_guard.models.local import LocalGuardModel, _Writer
 from mosaic_guard_training.hindsight import HindsightModel, hindsight

@@ -78,7 +78,7 @@ def test_what_is_on_record_is_not_run_again(base: Path, tmp_path: Path) -> None:
 
 
 def test_short_plans_and_no_safety_block(base: Path, tmp_path: Path) -> None:
-    _, found = lessons(base, tmp_path, [task()], plan=1, safety=1, check="never")
+    _, found = lessons(base, tmp_path, [task()], plan_tokens=1, safety_tokens=1, check="never")
     (trajectory,) = found.values()
     assert all(step.safety_thoughts is None for step in trajectory.steps)
     for step in trajectory.steps:
@@ -134,7 +134,7 @@ def test_the_command_says_what_came_of_it(base: Path, tmp_path: Path, capsys: py
     assert "1 tasks: 2 steps, 3 calls, 1 of them refused" in capsys.readouterr().out
     assert main(["--tasks", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
     assert "no tasks at" in capsys.readouterr().err
-    assert parse_settings(command).plan == 40
+    assert parse_settings(command).plan_tokens == 40
 
 
 def test_of_an_attackers_look_ups_nothing_is_learnt(base: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -179,15 +180,15 @@ def test_a_run_of_roll_outs_leaves_a_guard(base: str, tmp_path: Path, capsys: An
     assert main(options(base, tmp_path / "out")) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["method"] == "grpo"
-    assert manifest["guard_options"] == {"check": "never"}
+    assert manifest["guard_options"] == {"check": "never", "limits": asdict(LIMITS)}
     assert manifest["metrics"]["groups"]["all"] == 4
     losses = read_losses(tmp_path / "out" / "loss.jsonl")
     assert [line["step"] for line in losses] == [1, 2]
     # Four roll-outs share out six wins, whatever their outcomes.
     assert [line["preference"] for line in losses] == [1.5, 1.5]
     assert all(line["silent_groups"] == line["tied_groups"] for line in losses)
-    guard = Guard.load(tmp_path / "out", limits=LIMITS)
-    assert guard.check_mode == "never"
+    guard = Guard.load(tmp_path / "out")
+    assert (guard.check_mode, guard.limits) == ("never", LIMITS)
     assert guard.describe()["adapter"]
     assert "groups taught nothing" in capsys.readouterr().out
 

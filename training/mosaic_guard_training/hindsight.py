@@ -9,7 +9,7 @@ safety block opens, each verdict); all else is `context` or `forced` as ever. No
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -32,10 +32,10 @@ from mosaic_guard.models.local import LocalGuardModel, _Writer
 from mosaic_guard_training.replay import steps_as_judged
 
 if TYPE_CHECKING:
-    from mosaic_guard._decision import Call, Step, Verdict
-    from mosaic_guard._evidence import CallEvidence
+    from mosaic_guard._decision import Verdict
     from mosaic_guard._trace import StepRecord, TraceWriter, Trajectory
     from mosaic_guard._transcript import JudgedStep, Prompt
+
 
 class HindsightModel(LocalGuardModel):
     """Writes given verdicts as training targets; it has a tokenizer and no weights.
@@ -165,7 +165,7 @@ def hindsight(
                 seconds={},
             )
         )
-    return replace(trajectory, guard=Guard(teacher, check=check).describe(), steps=steps)
+    return replace(trajectory, guard=Guard(teacher, check=check, limits=limits).describe(), steps=steps)
 
 
 def write_trajectory(writer: TraceWriter, trajectory: Trajectory) -> None:

@@ -66,8 +66,11 @@ class LessonSettings:
     check: Literal["adaptive", "always", "never"] = setting(
         "safety thoughts: where a call is refused, at every step, or never", default="adaptive"
     )
-    plan: int = setting("most tokens of a plan", default=40, low=1, high=10**4)
-    safety: int = setting("most tokens of the safety thoughts", default=48, low=1, high=10**4)
+    plan: Literal["written", "computed"] = setting(
+        "whether the guard is to write its plans, which it then learns, or will have them computed", default="written"
+    )
+    plan_tokens: int = setting("most tokens of a plan", default=40, low=1, high=10**4)
+    safety_tokens: int = setting("most tokens of the safety thoughts", default=48, low=1, high=10**4)
     limit: int | None = setting("run at most this many tasks, drawn at random", default=None, low=1, high=10**9)
     attacks: int = setting(
         "agentdojo: how many of our templates each pair of tasks is attacked with", default=2, low=0, high=1000
@@ -176,10 +179,10 @@ def teach(settings: LessonSettings) -> Lessons:
     missing = [lesson for lesson in lessons if not (settings.output / file_name(lesson.id)).exists()]
     result = Lessons()
     started = time.monotonic()
-    teacher, limits = teacher_of(settings.base_model), Limits(plan=settings.plan, safety=settings.safety)
+    teacher, limits = teacher_of(settings.base_model), Limits(plan=settings.plan_tokens, safety=settings.safety_tokens)
     for lesson in _shown(missing):
         try:
-            guard = Guard(teacher.knowing(lesson.labels), check=settings.check, limits=limits)
+            guard = Guard(teacher.knowing(lesson.labels), check=settings.check, plan=settings.plan, limits=limits)
             record(settings.output, lesson.id, partial(lesson.run, guard))
             result.counts["run"] += 1
         except RecordError as error:
@@ -193,8 +196,8 @@ def teach(settings: LessonSettings) -> Lessons:
     for lesson in lessons:
         if lesson.id not in result.failed:
             _count(result, settings.output / file_name(lesson.id))
-    noted = {"tasks": settings.tasks, "check": settings.check, "plan": settings.plan, "safety": settings.safety}
-    write_json(settings.output / NOTE, {**noted, "counts": dict(result.counts)})
+    told = {name: getattr(settings, name) for name in ("tasks", "check", "plan", "plan_tokens", "safety_tokens")}
+    write_json(settings.output / NOTE, {**told, "counts": dict(result.counts)})
     return result
 
 

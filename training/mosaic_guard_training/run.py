@@ -7,12 +7,13 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
 
 from mosaic_guard._trace import Trajectory, read_traces
+from mosaic_guard._transcript import Limits
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.material import (
     Material,
@@ -277,13 +278,17 @@ class _Run:
         if settings.method == "grpo":
             groups = settings.batch_size // settings.rollouts * int(os.environ.get("WORLD_SIZE", "1"))
         metrics = metrics_of(losses, material.counts, material.tokens, groups)
-        options = {"check": settings.check} if settings.method == "grpo" and settings.check != "adaptive" else {}
+        if settings.method == "grpo":
+            limits = Limits(plan=settings.plan_tokens, safety=settings.safety_tokens)
+            guards = [{"check": settings.check, "limits": asdict(limits)}]
+        else:
+            guards = [trajectory.guard for trajectory in source.trajectories]
         record = manifest(
             start=source.start,
             settings=settings,
             data=source.data,
             metrics=metrics,
-            guard_options=guard_options(source.trajectories) if source.trajectories else options,
+            guard_options=guard_options(guards),
             dtype=dtype,
         )
         write_json(self._output.manifest, record)
