@@ -92,14 +92,15 @@ class Guard:
     """Turns a step into decisions.
 
     Args:
-        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the default
-            (SmolLM2-135M-Instruct, run in this process).
+        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the guard that comes
+            with the package (SmolLM2-135M-Instruct with its adapter, run in this process), which brings its own defaults for
+            `threshold`, `check`, `plan` and `limits`.
         policy: Rules that are evaluated before the model: a `Policy`, or the path of a file that holds one.
-        threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1].
+        threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1]. Default 0.5.
         ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].
             Default: nobody is asked.
-        check: Whether the safety block is the model's choice (`adaptive`), always there, or never.
-        plan: Whether the model writes its plan, or begins with one that is computed from the evidence (`computed`), which is
+        check: Whether the safety block is the model's choice (`adaptive`, the default), always there, or never.
+        plan: Whether the model writes its plan (the default), or begins with one that is computed from the evidence (`computed`), which is
             read and not written, and so costs less time. A chat model writes its whole turn in any case.
         sample: Draw from the model's probabilities instead of taking the likelier: `"decisions"` for the decisions, `True`
             for its text as well. For roll-outs to train on, not for protection.
@@ -123,16 +124,23 @@ class Guard:
         model: GuardModel | BaseChatModel | str | os.PathLike[str] | None = None,
         *,
         policy: Policy | str | os.PathLike[str] | None = None,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         ask_threshold: float | None = None,
-        check: Check = "adaptive",
-        plan: PlanMode = "written",
+        check: Check | None = None,
+        plan: PlanMode | None = None,
         sample: bool | Literal["decisions"] = False,
         seed: int | None = None,
         on_error: Literal["refuse", "ask", "act"] = "refuse",
         timeout: float | None = None,
         limits: Limits | Mapping[str, int] | None = None,
     ) -> None:
+        own: Mapping[str, Any] = {}
+        if model is None:
+            model, own = _default_model()
+        threshold = own.get("threshold", 0.5) if threshold is None else threshold
+        check = own.get("check", "adaptive") if check is None else check
+        plan = own.get("plan", "written") if plan is None else plan
+        limits = own.get("limits") if limits is None else limits
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is a probability in (0, 1], not {threshold!r}")
         if ask_threshold is not None and not 0 < ask_threshold <= threshold:
@@ -163,10 +171,10 @@ class Guard:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] = "default", **options: Any) -> Guard:
-        """The default guard, or one that `mosaic_guard.train` wrote.
+        """The guard that comes with the package, its base model without any training, or one that `mosaic_guard.train` wrote.
 
         Args:
-            path: `"default"`, or a directory with a `manifest.json`.
+            path: `"default"`, `"untrained"`, or a directory with a `manifest.json`.
             **options: As for `Guard`; they win over what the manifest says.
 
         Raises:
@@ -174,13 +182,12 @@ class Guard:
         """
         if str(path) == "default":
             return cls(**options)
-        from mosaic_guard.models.manifest import read_manifest
+        if str(path) == "untrained":
+            from mosaic_guard.models.local import LocalGuardModel
 
-        manifest = read_manifest(Path(path))
-        from mosaic_guard.models.local import LocalGuardModel
-
-        model = LocalGuardModel(manifest.base_model, adapter=manifest.adapter)
-        return cls(model, **{**manifest.guard_options, **options})
+            return cls(LocalGuardModel(), **options)
+        model, own = _trained(Path(path))
+        return cls(model, **{**own, **options})
 
     def describe(self) -> dict[str, Any]:
         """What a trace's header says about the guard."""
@@ -429,6 +436,27 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
+def _default_model() -> tuple[GuardModel, Mapping[str, Any]]:
+    """The guard model that comes with the package, and the options of `Guard` that it is for."""
+    from mosaic_guard.models.manifest import SHIPPED
+
+    if SHIPPED.is_dir():
+        return _trained(SHIPPED)
+    from mosaic_guard.models.local import LocalGuardModel
+
+    return LocalGuardModel(), {}
+
+
+def _trained(directory: Path) -> tuple[GuardModel, Mapping[str, Any]]:
+    """The model of a guard that training wrote, and the options of `Guard` that it is for."""
+    from mosaic_guard.models.manifest import read_manifest
+
+    manifest = read_manifest(directory)
+    from mosaic_guard.models.local import LocalGuardModel
+
+    return LocalGuardModel(manifest.base_model, adapter=manifest.adapter), manifest.guard_options
+
+
 def _model(model: Any) -> GuardModel:
     if isinstance(model, GuardModel):
         return model
@@ -438,7 +466,7 @@ def _model(model: Any) -> GuardModel:
         from mosaic_guard.models.chat import ChatGuardModel
 
         return ChatGuardModel(model)
-    if model is None or isinstance(model, (str, os.PathLike)):
+    if isinstance(model, (str, os.PathLike)):
         from mosaic_guard.models.local import LocalGuardModel
 
         return LocalGuardModel(model)

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 
+SHIPPED = Path(__file__).parent.parent / "shipped"
+"""The trained guard that comes with the package: an adapter for the default base model, and its manifest."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a trained guard consists of.
@@ -34,7 +38,7 @@ def read_manifest(directory: Path) -> Manifest:
     file = directory / "manifest.json"
     if not file.is_file():
         raise FileNotFoundError(
-            f"no guard at {str(directory)!r}: name 'default', or the --output directory of python -m mosaic_guard.train"
+            f"no guard at {str(directory)!r}: name 'default', 'untrained', or the --output directory of python -m mosaic_guard.train"
         )
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
