@@ -92,16 +92,16 @@ class Guard:
     """Turns a step into decisions.
 
     Args:
-        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the guard that comes
-            with the package (SmolLM2-135M-Instruct with its adapter, run in this process), which brings its own defaults for
-            `threshold`, `check`, `plan` and `limits`.
+        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the guard that
+            comes with the package (SmolLM2-135M-Instruct with its adapter, run in this process), which brings its own defaults
+            for `threshold`, `check`, `plan` and `limits`.
         policy: Rules that are evaluated before the model: a `Policy`, or the path of a file that holds one.
         threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1]. Default 0.5.
         ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].
             Default: nobody is asked.
         check: Whether the safety block is the model's choice (`adaptive`, the default), always there, or never.
-        plan: Whether the model writes its plan (the default), or begins with one that is computed from the evidence (`computed`), which is
-            read and not written, and so costs less time. A chat model writes its whole turn in any case.
+        plan: Whether the model writes its plan (the default), or begins with one that is computed from the evidence
+            (`computed`), which is read and not written, and so costs less time. A chat model writes its whole turn in any case.
         sample: Draw from the model's probabilities instead of taking the likelier: `"decisions"` for the decisions, `True`
             for its text as well. For roll-outs to train on, not for protection.
         seed: Makes sampling repeatable.

@@ -19,6 +19,7 @@ from typing import Any
 from mosaic_guard._blocks import DECISION, DECISION_END, SAFETY, SAFETY_END, THINK, THINK_END, VERDICTS, verdict_line
 from mosaic_guard._computed_plan import plan_text
 from mosaic_guard._deadline import Deadline, GuardTimeoutError, held
+from mosaic_guard._decision import Verdict
 from mosaic_guard._errors import ModelLoadError
 from mosaic_guard._transcript import Kind, Piece, Prompt, Role, Turn
 from mosaic_guard.models.chat_format import ChatFormat
@@ -94,6 +95,10 @@ class LocalGuardModel(GuardModel):
     def count(self, text: str) -> int:
         """Number of tokens of a text."""
         return len(self._format.content(text))
+
+    def word(self, verdict: Verdict) -> tuple[int, ...]:
+        """Token ids of a verdict word, with its leading space."""
+        return self._words[verdict]
 
     def describe(self) -> dict[str, Any]:
         """What a trace's header says about the model."""

@@ -66,10 +66,6 @@ class HindsightModel(LocalGuardModel):
         told.verdicts = tuple(verdicts)
         return told
 
-    def word(self, verdict: Verdict) -> tuple[int, ...]:
-        """Token ids of a verdict word, with its leading space."""
-        return self._words[verdict]
-
     def plan(self, prompt: Prompt) -> Planned:
         """Write the computed plan: a target, unless the guard that is taught computes it too."""
         return self.state_plan(prompt, "forced" if prompt.plan == "computed" else "target")
