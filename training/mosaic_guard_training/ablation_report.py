@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mosaic_guard_training.errors import TrainingError
-from mosaic_guard_training.graded import GradedTask, held_out_tasks
+from mosaic_guard_training.graded import GradedTask, Payment, held_out_tasks
 from mosaic_guard_training.rewards import scalar
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _ends(here: Any, drawn: Any) -> dict[str, float]:
 
 def rules() -> dict[str, dict[str, float]]:
     """What guards that cost nothing do with the held-out tasks, by the measures that they have."""
-    decide = {
+    decide: dict[str, Callable[[GradedTask, Payment], bool]] = {
         "act always": lambda task, payment: True,
         "refuse always": lambda task, payment: False,
         "act if the user names the recipient": lambda task, payment: payment.to in task.user,
