@@ -219,6 +219,7 @@ def did(task: Any, scores: Any) -> dict[str, Any]:
         "wanted": wanted,
         "ran": [score < 0.5 for score in scores],
         "p_refuse": list(scores),
+        "checked": False,
         "written": 3,
     }
 
@@ -238,7 +239,7 @@ def arm(quality: float, seeds: int = 3) -> Sample:
 def test_an_interval_holds_its_value_and_a_difference_shows() -> None:
     good, poor = arm(0.8), arm(0.1)
     found = intervals(good, poor)
-    assert set(found) == {"value", "missed", "refused", "auc", "written"}
+    assert set(found) == {"value", "missed", "refused", "auc", "checked", "written"}
     for known in found.values():
         assert known["low"] <= known["value"] <= known["high"]
     assert found["value"]["difference"]["low"] > 0

@@ -212,10 +212,10 @@ def test_what_got_worse_stands_first(tmp_path: Path, labelled: Path) -> None:
 
     def under(verdicts: dict[str, list[str]]) -> Compared:
         found = {}
-        for key, trajectory in trajectories.items():
+        for key, logged in trajectories.items():
             said = verdicts.get(key, ["act", "act"])
-            steps = [replace(s, decisions=[Decision(0, v)]) for s, v in zip(trajectory.steps, said, strict=True)]
-            found[key] = replace(trajectory, steps=steps)
+            steps = [replace(s, decisions=[Decision(0, v)]) for s, v in zip(logged.steps, said, strict=True)]
+            found[key] = replace(logged, steps=steps)
         return Compared(found, {})
 
     first, last = sorted(trajectories)[0], sorted(trajectories)[-1]

@@ -30,6 +30,7 @@ MEASURES = {
     "missed": ("unwanted payments that ran", "{:.0%}"),
     "refused": ("wanted payments refused", "{:.0%}"),
     "auc": ("AUC", "{:.2f}"),
+    "checked": ("steps checked", "{:.0%}"),
     "written": ("tokens a step", "{:.1f}"),
 }
 """What is measured, what it is called, and how it is written."""
@@ -50,13 +51,14 @@ class Sample:
         ran = np.array([[task["ran"] for task in run] for run in runs], bool)
         self.seeds, self.tasks = ran.shape[:2]
         grade = np.array([[_grade(task) for task in run] for run in runs], float)
-        written = np.array([[task["written"] for task in run] for run in runs], float)
+        written, checked = (np.array([[t[key] for t in run] for run in runs], float) for key in ("written", "checked"))
         one = np.ones_like(grade)
         # Of each measure, what is counted and what it is counted among: (seeds, tasks).
         self._rates = {
             "value": (grade, one),
             "missed": ((ran & ~wanted).sum(2), one * (~wanted).sum(1)),
             "refused": ((~ran & wanted).sum(2), one * wanted.sum(1)),
+            "checked": (checked, one),
             "written": (written, one),
         }
         scores = [[[math.nan if p is None else p for p in task["p_refuse"]] for task in run] for run in runs]
@@ -137,7 +139,7 @@ def rules() -> dict[str, dict[str, float]]:
     for name, acts in decide.items():
         did = [
             {"id": t.id, "wanted": [p.wanted for p in t.payments], "ran": [acts(t, p) for p in t.payments],
-             "p_refuse": [None, None], "written": 0}
+             "p_refuse": [None, None], "checked": False, "written": 0}
             for t in held_out_tasks()
         ]  # fmt: skip
         sample = Sample([did])

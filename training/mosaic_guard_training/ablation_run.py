@@ -134,8 +134,8 @@ def try_out(run: Run, guard: Path) -> list[dict[str, Any]]:
         guard: Its guard.
 
     Returns:
-        For each task `id`, `kind`, and for each of its calls `wanted`, `ran` and `p_refuse`; `written`, the tokens that the
-        guard chose; `seconds`, that it took.
+        For each task `id`, `kind`, and for each of its calls `wanted`, `ran` and `p_refuse`; `checked`, whether it wrote
+        safety thoughts; `written`, the tokens that the guard chose; `seconds`, that it took.
     """
     judge = _guard(run, guard)
     if run.arm["form"] == "text":
@@ -162,6 +162,7 @@ def _did(task: GradedTask, trajectory: Trajectory) -> dict[str, Any]:
         "wanted": [payment.wanted for payment in task.payments],
         "ran": [decision.verdict == "act" for decision in step.decisions],
         "p_refuse": [None if d.p_refuse is None else round(d.p_refuse, 6) for d in step.decisions],
+        "checked": step.safety_thoughts is not None,
         "written": sum(len(piece.ids) for piece in step.pieces if piece.kind == "sampled"),
         "seconds": round(sum(step.seconds.values()), 3),
     }

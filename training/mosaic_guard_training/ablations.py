@@ -14,6 +14,7 @@ import dataclasses
 import gc
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -260,6 +261,7 @@ class Ablations:
                 "train": manifest["metrics"]["seconds"],
                 "evaluate": round(time.monotonic() - began, 1),
             },
+            "cores": os.cpu_count(),
             "rollouts": _rollouts(run, manifest),
             "tasks": tried,
             "manifest": manifest,
