@@ -221,14 +221,23 @@ class Ablations:
         """Write `summary.json`, and the tables into the page; into OUTPUT where there is no page."""
         from mosaic_guard_training.ablation_report import fill_page, summarise, tables
 
-        found = {run.name: result for run in self.runs if (result := self.result(run)) is not None}
-        summary = summarise(self.ablations, self.runs, found)
+        ablations, runs = self._known()
+        found = {run.name: result for run in runs if (result := self.result(run)) is not None}
+        summary = summarise(ablations, runs, found)
         write_json(self._settings.output / "summary.json", summary)
-        text = tables(self.ablations, summary)
+        text = tables(ablations, summary)
         (self._settings.output / "tables.md").write_text(text, encoding="utf-8")
         # A trial's numbers say nothing that anybody should read.
         if self._settings.page.exists() and not self._settings.trial:
             fill_page(self._settings.page, text)
+
+    def _known(self) -> tuple[list[Ablation], list[Run]]:
+        """All ablations with all seeds that OUTPUT has results of: those of this command would leave out earlier ones."""
+        results = (self._settings.output / "results").glob("*-seed*.json")
+        seeds = sorted({*self._settings.numbers, *(int(file.stem.rpartition("-seed")[2]) for file in results)})
+        whole = dataclasses.replace(self._settings, only=",".join(NAMES), seeds=",".join(map(str, seeds)))
+        ablations = [read_ablation(name) for name in whole.names]
+        return ablations, runs_of(ablations, whole)
 
     def _make(self, run: Run) -> None:
         from mosaic_guard_training.ablation_run import prepare, settings_of, try_out
