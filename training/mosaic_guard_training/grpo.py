@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from mosaic_guard_training.settings import TrainSettings
 
 
+PREFIXES = 512
+"""After how many prefixes logits are kept: roll-outs of a task often say the same, and their next token is then drawn alike."""
+
+
 class RolloutTask(Protocol):
     """A task that a guard can be run on, any number of times, each time from the beginning."""
 
@@ -114,6 +118,7 @@ class Roller:
         settings = self._settings
         # Made anew each time: its prefix cache holds what the weights of the last step made of the tokens.
         guard_model = LocalGuardModel.of(model, tokenizer, name=self._base_model)
+        guard_model.remember(PREFIXES)
         limits = Limits(plan=settings.plan_tokens, safety=settings.safety_tokens)
         outcomes = []
         with tempfile.TemporaryDirectory(prefix="mosaic-rollouts-") as directory:
