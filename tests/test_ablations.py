@@ -209,6 +209,14 @@ def test_mistakes_are_said_in_one_line(more: list[str], said: str, tmp_path: Pat
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_two_commands_do_not_work_in_one_place(tmp_path: Path, capsys: Any) -> None:
+    from mosaic_guard_training.ablations import _alone
+
+    with _alone(tmp_path):
+        assert main(["--output", str(tmp_path)]) == 2
+    assert "another command is at work" in capsys.readouterr().err
+
+
 # Intervals
 
 

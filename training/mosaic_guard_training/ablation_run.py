@@ -75,6 +75,8 @@ def _write_warm_start(run: Run, file: Path, base: str) -> None:
 
 def _log(run: Run, traces: Path, guard: Guard) -> None:
     """Roll-outs of the training tasks under the guard that a run starts from; there whole or not at all."""
+    assert isinstance(guard.model, LocalGuardModel)
+    guard.model.remember(512)
     part = traces.with_name("traces.part")
     shutil.rmtree(part, ignore_errors=True)
     with TraceWriter(part) as trace:

@@ -19,7 +19,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ from mosaic_guard._errors import MissingExtraError, ModelLoadError
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.options import check_ranges, parse, setting
 from mosaic_guard_training.outputs import read_losses, write_json
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 RECIPES = Path(__file__).parent / "recipes" / "ablations"
 COMMON = "common"
@@ -199,6 +205,10 @@ class Ablations:
             TrainingError: If a run cannot be made.
             Interrupted: If Ctrl-C or SIGTERM stopped it.
         """
+        with _alone(self._settings.output):
+            self._go()
+
+    def _go(self) -> None:
         from mosaic_guard_training.trainer import quiet_libraries
 
         for number, run in enumerate(self.runs, 1):
@@ -308,6 +318,25 @@ class Ablations:
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keep a second command out of the directory: two that go on with one run would mix their checkpoints.
+
+    Raises:
+        TrainingError: If one is at work there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingError(
+                    f"another command is at work in {str(output)!r}: wait for it, or name another --output"
+                ) from None
+        yield
 
 
 def _rollouts(run: Run, manifest: Mapping[str, Any]) -> int:
