@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Train the arms of the ablations, try each on unseen tasks, and write the tables. The same command goes on.",
         arguments,
     )
+    # Before torch is loaded, as for training.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if find_spec("trl") is None:
+        print(f"error: {MissingExtraError('training', 'train')}", file=sys.stderr)
+        return 2
     from mosaic_guard_training.run import Interrupted
 
     console = Console(highlight=False)
