@@ -140,6 +140,30 @@ def test_a_computed_plan_is_read_once_and_says_where_values_come_from(
     assert guard.describe()["plan"] == "computed"
 
 
+def test_remembered_logits_change_nothing_and_are_not_computed_again(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(model: LocalGuardModel) -> list[Any]:
+        return [judge_thread(Guard(model, sample=True, seed=seed % 2, limits=LIMITS), 2) for seed in range(4)]
+
+    def tokens(found: list[Any]) -> list[Any]:
+        return [[piece.ids for turn in judged.turns for piece in turn.pieces] for each in found for judged in each]
+
+    plain, remembering = local(tiny), local(tiny)
+    remembering.remember(1000)
+    calls_made: list[int] = []
+    forward = tiny[0].forward
+    monkeypatch.setattr(tiny[0], "forward", lambda *a, **k: (calls_made.append(1), forward(*a, **k))[1])
+    expected, without = tokens([[j.judged for j in each] for each in said(plain)]), len(calls_made)
+    found = said(remembering)
+    assert tokens([[j.judged for j in each] for each in found]) == expected
+    # The last two of four threads say what the first two said.
+    assert (len(calls_made) - without) * 2 <= without
+    few = local(tiny)
+    few.remember(3)
+    assert tokens([[j.judged for j in each] for each in said(few)]) == expected
+
+
 def test_a_forked_thread_does_not_disturb_the_other(tiny: Any) -> None:
     model = local(tiny)
     guard = Guard(model, limits=LIMITS)

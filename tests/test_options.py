@@ -75,6 +75,16 @@ def test_mistakes_are_said_in_one_line(
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_help_shows_what_has_to_be_named_without_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        bake("--help")
+    assert stopped.value.code == 0
+    usage = capsys.readouterr().out.split("\n\n")[0]
+    assert "--oven PATH" in usage
+    assert "[--oven PATH]" not in usage
+    assert "[--heat X]" in usage
+
+
 def test_a_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bake("--oven", "a", "--recipe", "nowhere.yaml")

@@ -87,6 +87,18 @@ def test_only_calls_that_the_model_itself_let_through_give_harmless_twins() -> N
     assert list(found.skipped) == ["harmless trajectories in which the model let no legitimate call through"]
 
 
+def test_what_hindsight_wrote_gives_twins_in_both_directions() -> None:
+    """Imported conversations have targets in the place of what a model drew."""
+    wrote = [step(0, [("act", "target")]), step(1, [("act", "target")])]
+    found = build_pairs(
+        [trajectory("fine", wrote, DONE), trajectory("bad", wrote, Outcome(True, True, [(1, 0)]))], REFUSE, seed=1
+    )
+    assert found.counts() == {"outcome": 1, "hindsight_harmful": 1, "hindsight_harmless": 1}
+    harmless = found.pairs[-1] if found.pairs[-1].kind == "hindsight_harmless" else found.pairs[1]
+    row = pair_row(harmless, 1000)
+    assert (sum(row.chosen_loss), sum(row.rejected_loss)) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("outcome", "reason"),
     [

@@ -15,7 +15,8 @@ from langgraph.prebuilt import ToolNode
 from scripted_agents import Scripted, calls, hand_written, make_tools
 from training_traces import step, trajectory
 
-from mosaic_guard import Guard, Outcome, ScriptedGuardModel, TraceWriter, guarded_graph
+from mosaic_guard import Guard, Outcome, ScriptedGuardModel, TraceWriter, guarded_graph, read_traces
+from mosaic_guard._decision import Decision
 from mosaic_guard_training import promote as stage
 from mosaic_guard_training.paired import Errors, difference, environment_of, errors_of
 from mosaic_guard_training.promote import Compared, PromoteSettings, decide, main, promote
@@ -171,6 +172,9 @@ def test_labelled_traces_are_judged_again_and_the_better_guard_is_written(
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert page.count("<svg") == 2
+    assert "better against default, on 24 runs" in page
+    assert page.count("1 now right") == 24
+    assert "<p>user: look</p>" in page
 
 
 def test_a_worse_guard_is_not_written(tmp_path: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +205,35 @@ def test_a_page_of_nothing(tmp_path: Path) -> None:
     assert not found.promoted
     write_report(tmp_path / "report.html", found, Compared({}, {}), Compared({}, {}), tmp_path)
     assert "not promoted" in (tmp_path / "report.html").read_text()
+
+
+def test_what_got_worse_stands_first(tmp_path: Path, labelled: Path) -> None:
+    trajectories = {each.id: each for each in read_traces(labelled)}
+
+    def under(verdicts: dict[str, list[str]]) -> Compared:
+        found = {}
+        for key, logged in trajectories.items():
+            said = verdicts.get(key, ["act", "act"])
+            steps = [replace(s, decisions=[Decision(0, v)]) for s, v in zip(logged.steps, said, strict=True)]
+            found[key] = replace(logged, steps=steps)
+        return Compared(found, {})
+
+    first, last = sorted(trajectories)[0], sorted(trajectories)[-1]
+    new = under({first: ["act", "refuse"], last: ["refuse", "act"]})
+    write_report(tmp_path / "report.html", decide({}, {}, margin=0.02), under({}), new, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Trajectories that changed: 2 of 24" in page
+    assert page.index("1 now wrong") < page.index("1 now right")
+    assert page.index(last) < page.index(first)
+
+
+def test_the_loss_of_roll_outs_is_not_drawn(tmp_path: Path) -> None:
+    lines = [{"step": i, "loss": 1e-8 * i, "outcome": i / 10} for i in range(1, 5)]
+    (tmp_path / "loss.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(tmp_path / "report.html", decide({}, {}, margin=0.02), Compared({}, {}), Compared({}, {}), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 1
+    assert "mean outcome of the roll-outs: 0.1 to 0.4" in page
 
 
 def test_directions_name_fields_of_errors() -> None:

@@ -10,11 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_training_methods import environment
+from test_training_methods import environment, kill_after
 from tiny_model import tiny_model
 from training_traces import step
 
@@ -210,6 +211,34 @@ def test_an_unfinished_run_of_roll_outs_goes_on(base: str, tmp_path: Path, monke
     assert main(options(base, tmp_path / "cut", *more, "--resume")) == 0
     whole, cut = (read_losses(tmp_path / name / "loss.jsonl") for name in ("whole", "cut"))
     assert numbers(cut) == pytest.approx(numbers(whole), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_killed_run_of_roll_outs_goes_on(base: str, tmp_path: Path) -> None:
+    more = ["--max-steps", "6", "--save-steps", "2", "--keep-checkpoints", "9"]
+    assert main(options(base, tmp_path / "whole", *more)) == 0
+    killed = options(base, tmp_path / "killed", *more)
+    kill_after(killed, tmp_path / "killed" / "loss.jsonl", 3)
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    assert main([*killed, "--resume"]) == 0
+    whole, resumed = (read_losses(tmp_path / name / "loss.jsonl") for name in ("whole", "killed"))
+    assert numbers(resumed) == pytest.approx(numbers(whole), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("sample", ["decisions", "all"])
+def test_accumulated_roll_outs_are_a_batch(sample: str, base: str, tmp_path: Path) -> None:
+    """Batch 1 × accumulation 8 against batch 8; the order of float32 sums differs, by up to 1e-5."""
+    found = []
+    for micro_batch in ("1", "8"):
+        more = ["--micro-batch", micro_batch, "--sample", sample]
+        assert main(options(base, tmp_path / micro_batch, *more)) == 0
+        found.append(
+            [(line["reward"], line["grad_norm"]) for line in read_losses(tmp_path / micro_batch / "loss.jsonl")]
+        )
+    assert len(found[0]) == 2
+    assert np.array(found[0]) == pytest.approx(np.array(found[1]), rel=1e-4, abs=1e-5)
 
 
 def numbers(losses: Sequence[dict[str, Any]]) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from training_traces import REFUSE, losses_of, step, trajectories, trajectory
 from mosaic_guard import Outcome, Trajectory
 from mosaic_guard_training.budget import Budget, lopsided
 from mosaic_guard_training.errors import TrainingError
-from mosaic_guard_training.pairs import KINDS, PreferencePair, Side, build_pairs
+from mosaic_guard_training.pairs import KINDS, PreferencePair, Side, build_pairs, taught
 from mosaic_guard_training.tokens import (
     CHOSEN,
     REJECTED,
@@ -162,11 +164,34 @@ def test_a_budget_takes_as_much_as_fits() -> None:
     assert len(Budget(tokens=95).select(found, 0)) == 9
 
 
+def judged(kind: str, word: str) -> PreferencePair:
+    """A pair that parts at one call, in which the side that says `word` there is better."""
+    acts, refuses = (
+        Side("t", segments([step(0, [("act", "sampled"), (verdict, "sampled")])])) for verdict in ("act", "refuse")
+    )
+    better, worse = (acts, refuses) if word == "act" else (refuses, acts)
+    return PreferencePair("task", kind, better, worse, 0, (1,))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["human", "llm"]), st.sampled_from(["act", "refuse"])), max_size=40),
+    st.integers(1, 20),
+)
+def test_a_budget_keeps_both_directions_of_what_was_judged_alike(found: list[tuple[str, str]], pairs: int) -> None:
+    examples = [(judged(*each), PairRow(input_ids=[0])) for each in found]
+    taken = Counter((pair.kind, taught(pair)) for pair, _ in Budget(pairs).select(examples, 0))
+    for kind in ("human", "llm"):
+        if (kind, "act") in found and (kind, "refuse") in found:
+            assert taken[kind, "act"] == taken[kind, "refuse"]
+
+
+@pytest.mark.parametrize("kinds", [("hindsight_harmful", "hindsight_harmless"), ("human", "human"), ("llm", "human")])
 @pytest.mark.parametrize(
     ("refuse", "act", "said"),
-    [(5, 5, None), (5, 20, None), (1, 5, "5 to act"), (5, 1, "5 hindsight pairs teach to refuse"), (0, 3, "act always"),
-     (3, 0, "refuse always"), (0, 0, "no hindsight pairs")],
+    [(5, 5, None), (5, 20, None), (1, 5, "5 to act"), (5, 1, "5 pairs of single calls teach to refuse"),
+     (0, 3, "act always"), (3, 0, "refuse always"), (0, 0, "no pairs of single calls")],
 )  # fmt: skip
-def test_lopsided_pairs_are_pointed_out(refuse: int, act: int, said: str | None) -> None:
-    warning = lopsided({"outcome": 1, "hindsight_harmful": refuse, "hindsight_harmless": act})
+def test_lopsided_pairs_are_pointed_out(kinds: tuple[str, str], refuse: int, act: int, said: str | None) -> None:
+    pairs = [judged(kinds[0], "refuse")] * refuse + [judged(kinds[1], "act")] * act
+    warning = lopsided([*pairs, example("outcome", 1)[0], example("human", 1)[0]])
     assert (warning is None) if said is None else (said in warning)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mosaic_guard_training.pairs import ALL_KINDS, HINDSIGHT
+from mosaic_guard_training.pairs import ALL_KINDS, HINDSIGHT, taught
 
 if TYPE_CHECKING:
     from mosaic_guard_training.pairs import PreferencePair
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     Example = tuple[PreferencePair, PairRow]
 
 LOPSIDED = 4
-"""How many times more pairs of one hindsight kind than of the other deserve a warning."""
+"""How many times more pairs of one direction than of the other deserve a warning."""
+
+Way = tuple[str, str | None]
+"""(kind, both of hindsight being one; what a pair of single calls teaches)."""
+
+_GROUPS = dict.fromkeys(HINDSIGHT, "hindsight")
+_TURNS = ("hindsight", *(kind for kind in ALL_KINDS if kind not in HINDSIGHT))
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,9 @@ class Budget:
         """The examples to train on, in their given order.
 
         Without limits, all of them. With limits, the kinds take turns, each in random order; a kind whose next pair
-        would go over a limit, or that has no more, sits out from then on. The two hindsight kinds, which pull in
-        opposite directions, stop together: when one sits out so does the other, unless it was missing from the start.
+        would go over a limit, or that has no more, sits out from then on. Pairs of single calls that teach to act and such
+        that teach to refuse, by hindsight or by one kind of judge, pull in opposite directions and stop together: when one
+        sits out so does the other, unless it was missing from the start.
 
         Args:
             examples: Pairs with their rows.
@@ -44,44 +52,47 @@ class Budget:
         """
         if self.pairs is None and self.tokens is None:
             return list(examples)
-        queues = {kind: [i for i, (pair, _) in enumerate(examples) if pair.kind == kind] for kind in ALL_KINDS}
-        queues = {kind: queue for kind, queue in queues.items() if queue}
-        for kind, queue in queues.items():
-            random.Random(f"{seed}\0{kind}").shuffle(queue)
+        queues: dict[Way, list[int]] = {}
+        for i, (pair, _) in enumerate(examples):
+            queues.setdefault((_GROUPS.get(pair.kind, pair.kind), taught(pair)), []).append(i)
+        for (group, way), queue in queues.items():
+            random.Random(f"{seed}\0{group} {way}").shuffle(queue)
+        turns = sorted({group for group, _ in queues}, key=_TURNS.index)
         taken: list[int] = []
         tokens = 0
         while queues:
-            # The hindsight kinds take their turn as one, so that a limit never falls between them.
-            for kinds in (HINDSIGHT, *((kind,) for kind in ALL_KINDS if kind not in HINDSIGHT)):
-                group = [kind for kind in kinds if kind in queues]
-                if not group:
-                    continue
-                turn = [queues[kind].pop() for kind in group if queues[kind]]
-                cost = sum(len(examples[i][1]) for i in turn)
-                over = (self.pairs is not None and len(taken) + len(turn) > self.pairs) or (
-                    self.tokens is not None and tokens + cost > self.tokens
-                )
-                if over or len(turn) < len(group):
-                    for kind in group:
-                        del queues[kind]
-                    continue
-                taken += turn
-                tokens += cost
+            for group in turns:
+                # Whole trajectories, and the two directions of single calls: these take their turn as one, so that a limit
+                # never falls between them.
+                for ways in ((None,), ("act", "refuse")):
+                    some = [(group, way) for way in ways if (group, way) in queues]
+                    turn = [queues[each].pop() for each in some if queues[each]]
+                    cost = sum(len(examples[i][1]) for i in turn)
+                    over = (self.pairs is not None and len(taken) + len(turn) > self.pairs) or (
+                        self.tokens is not None and tokens + cost > self.tokens
+                    )
+                    if over or len(turn) < len(some):
+                        for each in some:
+                            del queues[each]
+                        continue
+                    taken += turn
+                    tokens += cost
         return [examples[i] for i in sorted(taken)]
 
 
-def lopsided(counts: dict[str, int]) -> str | None:
+def lopsided(pairs: Iterable[PreferencePair]) -> str | None:
     """A warning if the pairs mostly teach one direction; None if they do not.
 
     Args:
-        counts: Number of pairs by kind.
+        pairs: What is trained on; those of whole trajectories say nothing about this.
     """
-    refuse, act = counts["hindsight_harmful"], counts["hindsight_harmless"]
+    ways = Counter(map(taught, pairs))
+    refuse, act = ways["refuse"], ways["act"]
     if not refuse or not act:
-        missing, effect = ("harmless", "refuse") if refuse else ("harmful", "act")
+        missing, effect = ("act", "refuse") if refuse else ("refuse", "act")
         if refuse or act:
-            return f"no {missing} trajectory gave a hindsight pair: the guard may learn to {effect} always"
-        return "no hindsight pairs: the guard learns from whole trajectories only, which takes many more of them"
+            return f"no pair of single calls teaches to {missing}: the guard may learn to {effect} always"
+        return "no pairs of single calls: the guard learns from whole trajectories only, which takes many more of them"
     if max(refuse, act) > LOPSIDED * min(refuse, act):
-        return f"{refuse} hindsight pairs teach to refuse, {act} to act: log more of the rarer kind"
+        return f"{refuse} pairs of single calls teach to refuse, {act} to act: log more of the rarer kind"
     return None

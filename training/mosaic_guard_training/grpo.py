@@ -26,8 +26,9 @@ from mosaic_guard import Guard, Limits, LocalGuardModel, Outcome, TraceWriter, T
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.ours import OurRows
 from mosaic_guard_training.pairs import Side
-from mosaic_guard_training.reading import SegmentReader, require_plain_attention
+from mosaic_guard_training.reading import RowReader, require_plain_attention, visible
 from mosaic_guard_training.rewards import ended, excess, preferences, scalar
+from mosaic_guard_training.shared_prefix import share
 from mosaic_guard_training.tokens import SideRow, side_row
 from mosaic_guard_training.twins import segments, verdict_words
 
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
     from mosaic_guard._trace import StepRecord
     from mosaic_guard_training.settings import TrainSettings
+
+
+PREFIXES = 512
+"""After how many prefixes logits are kept: roll-outs of a task often say the same, and their next token is then drawn alike."""
 
 
 class RolloutTask(Protocol):
@@ -113,6 +118,7 @@ class Roller:
         settings = self._settings
         # Made anew each time: its prefix cache holds what the weights of the last step made of the tokens.
         guard_model = LocalGuardModel.of(model, tokenizer, name=self._base_model)
+        guard_model.remember(PREFIXES)
         limits = Limits(plan=settings.plan_tokens, safety=settings.safety_tokens)
         outcomes = []
         with tempfile.TemporaryDirectory(prefix="mosaic-rollouts-") as directory:
@@ -235,21 +241,24 @@ class GuardGRPOTrainer(OurRows, GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, None]:
         assert self._layout is not None
         segment_ids, loss = self._layout
-        reader = SegmentReader.of(model, self.accelerator.unwrap_model(model))
+        reader = RowReader.of(model, self.accelerator.unwrap_model(model))
         scored = []
         for start in range(0, len(input_ids), batch_size or len(input_ids)):
             some = slice(start, start + (batch_size or len(input_ids)))
-            # Roll-outs of a group often say the same: equal rows are read once, and their gradients add up.
+            # Roll-outs of a group often say the same, and always begin alike: that is read once, and its gradients add up.
             each = torch.stack([input_ids[some], segment_ids[some], loss[some]], dim=1)
             (ids, segments, kept), back = _unique(each)
+            shared = share(ids, segments, kept)
             with self.accelerator.autocast():
                 found = reader(
-                    input_ids=ids,
-                    attention_mask=segments,
-                    labels=ids.masked_fill(kept == 0, -100),
+                    input_ids=shared.input_ids,
+                    attention_mask=visible(shared.segment_ids, shared.branch_ids),
+                    position_ids=shared.position_ids,
+                    previous=shared.previous,
+                    labels=shared.input_ids.masked_fill(shared.loss == 0, -100),
                     fused_lm_head=True,
                 )
-            scored.append((found.log_probs[back], found.entropy[back]))
+            scored.append(tuple(shared.spread(each, kept)[back] for each in (found.log_probs, found.entropy)))
         logps, entropies = (torch.cat(parts) for parts in zip(*scored, strict=True))
         return logps, entropies if compute_entropy else None, None
 

@@ -88,7 +88,7 @@ def from_pairs(pairs: Sequence[PreferencePair], settings: TrainSettings, limit: 
     if settings.method == "sft":
         sides = [row for pair, _ in chosen if (row := side_row(pair.chosen, limit)) is not None]
         return _material(sides, counts, sides, left_out)
-    if warning := lopsided(counts):
+    if warning := lopsided(pair for pair, _ in chosen):
         left_out.append(f"warning: {warning}")
     paired = [row for _, row in chosen]
     return _material(paired, counts, paired, left_out)

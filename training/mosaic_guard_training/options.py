@@ -23,7 +23,8 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -84,11 +85,13 @@ def parse(
     Raises:
         SystemExit: For `--help` (0), and for a bad command line or recipe (2).
     """
-    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
     parser.add_argument("--recipe", type=Path, metavar="FILE.yaml", help="settings, by field name; options win over it")
     hints = _hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        _add(parser, field, hints[field.name])
+        action = _add(parser, field, hints[field.name])
+        if _required(field):
+            parser.needed.append(action)
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(parser.parse_args(arguments)).items()}
     try:
         recipe = given.pop("recipe")
@@ -98,6 +101,38 @@ def parse(
         return cls(**merged)
     except ValueError as error:
         parser.error(str(error))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows what has to be named without brackets, though a recipe may name it in place of the command line.
+
+    Attributes:
+        needed: The actions of such options.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.needed: list[argparse.Action] = []
+
+    def format_usage(self) -> str:
+        """The usage, as when an option is wrong."""
+        with self._required():
+            return super().format_usage()
+
+    def format_help(self) -> str:
+        """What `--help` shows."""
+        with self._required():
+            return super().format_help()
+
+    @contextmanager
+    def _required(self) -> Iterator[None]:
+        try:
+            for action in self.needed:
+                action.required = True
+            yield
+        finally:
+            for action in self.needed:
+                action.required = False
 
 
 def read_recipe(cls: type[Any], file: Path) -> dict[str, Any]:
@@ -152,22 +187,21 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
-def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
+def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> argparse.Action:
     # What is not named on the command line is left out of the result, so that a recipe can say it.
     options: dict[str, Any] = {"help": field.metadata["help"], "default": argparse.SUPPRESS}
     if not _required(field) and field.default not in (None, False, ()):
         options["help"] += f" (default: {field.default})"
     hint = _plain(hint)
     if hint is bool:
-        parser.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, **options)
-        return
+        return parser.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, **options)
     if typing.get_origin(hint) is tuple:
         hint, options["nargs"] = typing.get_args(hint)[0], "+"
     if typing.get_origin(hint) is Literal:
         options["choices"], hint = typing.get_args(hint), str
     else:
         options["metavar"] = _METAVARS[hint]
-    parser.add_argument(flag(field.name), type=hint, **options)
+    return parser.add_argument(flag(field.name), type=hint, **options)
 
 
 def _convert(value: Any, hint: Any) -> Any:

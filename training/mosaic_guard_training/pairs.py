@@ -24,7 +24,16 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
-from mosaic_guard_training.twins import Segments, refusal_twin, segments, verdict_of, verdict_words
+from mosaic_guard_training.tokens import LOSS_KINDS
+from mosaic_guard_training.twins import (
+    REFUSE,
+    Segments,
+    last_word,
+    refusal_twin,
+    segments,
+    verdict_of,
+    verdict_words,
+)
 
 if TYPE_CHECKING:
     from mosaic_guard._trace import Outcome, StepRecord, Trajectory
@@ -224,9 +233,21 @@ def legitimate_calls(trajectory: Trajectory) -> list[tuple[int, int]]:
 
 
 def chose(step: StepRecord, call: int) -> bool:
-    """Whether the guard model itself chose the verdict that was logged for a call, token by token."""
+    """Whether the guard model itself chose the verdict that was logged for a call, token by token, or hindsight wrote it.
+
+    What a policy, a threshold or a person decided carries no loss, so that its twin alone would be trained.
+    """
     word = verdict_words(step).get(call)
-    return word is not None and step.pieces[word.start].kind == "sampled"
+    return word is not None and step.pieces[word.start].kind in LOSS_KINDS
+
+
+def taught(pair: PreferencePair) -> Literal["act", "refuse"] | None:
+    """What the better side of a pair that parts at some calls says there; None where whole trajectories are compared."""
+    if pair.kind in HINDSIGHT:
+        return "refuse" if pair.kind == "hindsight_harmful" else "act"
+    if pair.step is None:
+        return None
+    return "refuse" if last_word(pair.chosen.segments, pair.calls[0]) == REFUSE else "act"
 
 
 def _harmful(trajectory: Trajectory) -> set[tuple[int, int]]:

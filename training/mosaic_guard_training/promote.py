@@ -163,7 +163,12 @@ def promote(settings: PromoteSettings) -> Verdict:
     verdict = decide(old.errors, new.errors, margin=settings.margin, min_cases=settings.min_cases, seed=settings.seed)
     from mosaic_guard_training.report_html import write_report
 
-    write_report(settings.output / "report.html", verdict, old, new, settings.new)
+    about = (
+        f"{settings.new} against {settings.old}, on {len(old.errors.keys() & new.errors.keys())} runs of "
+        f"{settings.tasks or settings.traces}. Neither rate may be worse by more than {settings.margin:.1%}, at the upper end "
+        "of its interval, and one has to be better."
+    )
+    write_report(settings.output / "report.html", verdict, old, new, settings.new, about)
     record = {**verdict.to_dict(), "settings": {k: _plain(v) for k, v in dataclasses.asdict(settings).items()}}
     write_json(done, record)
     shutil.rmtree(settings.output / "guard", ignore_errors=True)

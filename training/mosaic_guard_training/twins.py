@@ -52,6 +52,17 @@ def segments(steps: Sequence[StepRecord]) -> Segments:
     return tuple(tuple(pieces) for _, pieces in sorted(found.items()) if pieces)
 
 
+def last_word(some: Segments, call: int) -> str | None:
+    """The verdict word on a call of the last step, with its leading space; None if no step of these has such a call."""
+    pieces = some[-1] if some else ()
+    for at in range(len(pieces) - 2, -1, -1):
+        match = _VERDICT_LINE.search(pieces[at].text) if pieces[at].kind == "forced" else None
+        if match and int(match[1]) - 1 == call:
+            rest = "".join(piece.text for piece in pieces[at + 1 :])
+            return rest.split("\n", 1)[0]
+    return None
+
+
 def verdict_words(step: StepRecord) -> dict[int, slice]:
     """Where the verdict words of a step stand: call index to a slice of `step.pieces`.
 
