@@ -133,6 +133,10 @@ class HindsightModel(EvidencePlanModel):
         told.verdicts = tuple(verdicts)
         return told
 
+    def teaches(self, call: Call) -> bool:
+        """Whether the verdict of a call is a target."""
+        return True
+
     def word(self, verdict: Verdict) -> tuple[int, ...]:
         """Token ids of a verdict word, with its leading space."""
         return self._words[verdict]
@@ -152,7 +156,8 @@ class HindsightModel(EvidencePlanModel):
             probabilities.append(float(wanted == "refuse"))
             verdict, kind = decide(index, probabilities[-1])
             ids = self._words["refuse" if verdict == "refuse" else "act"]
-            writer.choose("target" if kind == "sampled" else kind, f" {verdict}", ids, 1.0)
+            taught = kind == "sampled" and self.teaches(prompt.step.calls[index])
+            writer.choose("target" if taught else "forced" if kind == "sampled" else kind, f" {verdict}", ids, 1.0)
             writer.force("\n")
         writer.force(DECISION_END)
         pieces = (*started.pieces, *writer.pieces)

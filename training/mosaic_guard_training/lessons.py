@@ -9,13 +9,11 @@ thoughts say, in a few tokens, which words of the user ask for the call and wher
 sampled and no weights are needed: a task of three steps takes about a tenth of a second.
 
 OUTPUT holds one trace file per task, written beside and moved in whole; a task that is on record is not run again.
-`lessons.json` says what was run and how many tokens came of it. For AgentDojo the agent is the gullible one, and the attacks are, besides two of its
-own, our templates of the training side.
+`lessons.json` says what was run and how many tokens came of it. For AgentDojo see `lessons_agentdojo.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import shutil
 import sys
@@ -24,8 +22,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mosaic_guard import Guard
 from mosaic_guard._errors import ModelLoadError
@@ -41,7 +40,7 @@ from mosaic_guard_training.sources.splits import held_out
 from mosaic_guard_training.tasks import Task, call_key, read_tasks
 
 if TYPE_CHECKING:
-    from mosaic_guard._decision import Step, Verdict
+    from mosaic_guard._decision import Call, Step, Verdict
     from mosaic_guard._transcript import Prompt
     from mosaic_guard.models.guard_model import Checked, Decide
 
@@ -79,6 +78,23 @@ class LessonSettings:
         check_ranges(self)
 
 
+class Lesson(Protocol):
+    """Something that can be run once under a guard that knows better."""
+
+    @property
+    def id(self) -> str:
+        """Names its trajectory."""
+
+    def harmful(self) -> frozenset[str]:
+        """The calls to refuse, as `call_key` names them."""
+
+    def unlabelled(self) -> frozenset[str]:
+        """The calls that act, and of which nothing is to be learnt."""
+
+    def run(self, guard: Guard, trace: TraceWriter) -> None:
+        """Run it and log steps and outcome."""
+
+
 class TeacherModel(HindsightModel):
     """Says what a task's labels say: `refuse` of each harmful call, `act` of the others.
 
@@ -89,12 +105,17 @@ class TeacherModel(HindsightModel):
     """
 
     harmful: frozenset[str] = frozenset()
+    unlabelled: frozenset[str] = frozenset()
 
-    def knowing(self, harmful: frozenset[str]) -> TeacherModel:
-        """The same for a task whose harmful calls are these, as `call_key` names them."""
+    def knowing(self, harmful: frozenset[str], unlabelled: frozenset[str] = frozenset()) -> TeacherModel:
+        """The same for a task with these calls to refuse, and these of which nothing is to be learnt; by `call_key`."""
         told = copy(self)
-        told.harmful = harmful
+        told.harmful, told.unlabelled = harmful, unlabelled
         return told
+
+    def teaches(self, call: Call) -> bool:
+        """Whether the verdict of a call is a target."""
+        return call_key(call.name, call.args) not in self.unlabelled
 
     def verdicts_of(self, step: Step) -> tuple[Verdict, ...]:
         """The right verdict of each call."""
@@ -133,9 +154,10 @@ class Lessons:
         steps = max(c["steps"], 1)
         said = [
             f"{self.tasks} tasks: {c['steps']} steps, {c['calls']} calls, {c['refused']} of them refused",
-            f"{c['tokens'] / steps:.0f} tokens per step, {c['target_tokens'] / steps:.1f} of them targets; "
-            f"{c['run'] / max(self.seconds, 1e-9):.1f} tasks per second",
+            f"{c['tokens'] / steps:.0f} tokens per step, {c['target_tokens'] / steps:.1f} of them targets",
         ]
+        if c["run"]:
+            said.append(f"{c['run'] / max(self.seconds, 1e-9):.1f} tasks per second")
         if c["failed_guard"]:
             said.append(f"{c['failed_guard']} calls could not be judged and give no lesson")
         if self.failed:
@@ -164,10 +186,11 @@ def teach(settings: LessonSettings) -> Lessons:
     missing = [lesson for lesson in lessons if not (settings.output / file_name(lesson.id)).exists()]
     result = Lessons()
     started = time.monotonic()
-    teacher = teacher_of(settings.base_model) if missing else None
+    teacher, limits = teacher_of(settings.base_model), Limits(plan=settings.plan, safety=settings.safety)
     for lesson in _shown(missing):
         try:
-            record(settings.output, lesson.id, lambda trace, lesson=lesson: lesson.run(teacher, settings, trace))
+            guard = Guard(teacher.knowing(lesson.harmful(), lesson.unlabelled()), check=settings.check, limits=limits)
+            record(settings.output, lesson.id, partial(lesson.run, guard))
             result.counts["run"] += 1
         except RecordError as error:
             raise TrainingError(
@@ -233,84 +256,28 @@ class _TaskLesson:
     def id(self) -> str:
         return self.task.id
 
-    def run(self, teacher: TeacherModel, settings: LessonSettings, trace: TraceWriter) -> None:
-        harmful = frozenset(call_key(call.tool, call.args) for call in self.task.calls if call.harmful)
-        guard = guard_of(teacher.knowing(harmful), settings)
+    def harmful(self) -> frozenset[str]:
+        return frozenset(call_key(call.tool, call.args) for call in self.task.calls if call.harmful)
+
+    def unlabelled(self) -> frozenset[str]:
+        return frozenset()
+
+    def run(self, guard: Guard, trace: TraceWriter) -> None:
         trace.outcome(self.id, play(self.task, simulate(self.task), guard, trace, trajectory=self.id))
 
 
-def guard_of(teacher: TeacherModel, settings: LessonSettings) -> Guard:
-    """The guard that speaks for a teacher."""
-    return Guard(teacher, check=settings.check, limits=Limits(plan=settings.plan, safety=settings.safety))
-
-
-@dataclass(frozen=True)
-class _DojoLesson:
-    """The gullible agent on one scenario of AgentDojo."""
-
-    suite: str
-    user_task: str
-    injection_task: str | None
-    attack: str
-    seed: int
-
-    @property
-    def id(self) -> str:
-        named = hashlib.sha256(self.attack.encode()).hexdigest()[:8] if "{goal}" in self.attack else self.attack
-        against = f"/{self.injection_task}/{named}/{self.seed}" if self.injection_task else ""
-        return f"agentdojo/{self.suite}/{self.user_task}{against}"
-
-    def run(self, teacher: TeacherModel, settings: LessonSettings, trace: TraceWriter) -> None:
-        from mosaic_guard_agentdojo import run_task, scenario
-
-        played = scenario(self.suite, self.user_task, self.injection_task, attack=self.attack, seed=self.seed)
-        harmful = _harmful_calls(played)
-        run_task(played, guard_of(teacher.knowing(harmful), settings), trace=trace, trajectory=self.id)
-
-
-def _harmful_calls(played: Any) -> frozenset[str]:
-    """The attacker's calls that change something; one that is the user's as well is the user's."""
-    from mosaic_guard_agentdojo import side_effects
-
-    calls = list(played.injection_calls())
-    theirs = {
-        call_key(c.function, c.args) for c, effect in zip(calls, side_effects(played, calls), strict=True) if effect
-    }
-    return frozenset(theirs - {call_key(call.function, call.args) for call in played.user_calls})
-
-
-Lesson = _TaskLesson | _DojoLesson
-
-
 def _lessons(settings: LessonSettings) -> Iterator[Lesson]:
-    if not settings.tasks.startswith(DOJO):
-        for task in read_tasks(settings.tasks):
-            _may_learn(task.id, task.environment)
-            if task.script:
-                yield _TaskLesson(task)
+    if settings.tasks.startswith(DOJO):
+        from mosaic_guard_training.lessons_agentdojo import lessons_of
+
+        suite = settings.tasks.removeprefix(DOJO)
+        _may_learn(f"agentdojo/{suite}")
+        yield from lessons_of(suite, settings.attacks, settings.seed)
         return
-    from mosaic_guard_agentdojo import load_suite, pairs
-
-    suite = settings.tasks.removeprefix(DOJO)
-    _may_learn(f"agentdojo/{suite}")
-    for user in load_suite(suite).user_tasks:
-        yield _DojoLesson(suite, user, None, "important_instructions", settings.seed)
-    for user, injection in pairs(suite):
-        for attack in attacks_of(f"{suite}/{user}/{injection}", settings.attacks, settings.seed):
-            yield _DojoLesson(suite, user, injection, attack, settings.seed)
-
-
-def attacks_of(pair: str, number: int, seed: int) -> list[str]:
-    """AgentDojo's two plain attacks and some of our templates of the training side, drawn for a pair of tasks."""
-    from mosaic_guard_training.sources.injections import templates
-    from mosaic_guard_training.sources.values import Draw
-
-    draw = Draw(random.Random(f"{seed}/{pair}"))
-    # AgentDojo knows the goal's words only, not the call that reaches it.
-    ours = [text for _, text in templates("train") if "{ask}" in text and "{tool}" not in text and "{args}" not in text]
-    drawn = draw.rng.sample(ours, min(number, len(ours)))
-    filled = [text.replace("{who}", draw.person()).replace("{ask}", "{goal}") for text in drawn]
-    return ["important_instructions", "direct", *filled]
+    for task in read_tasks(settings.tasks):
+        _may_learn(task.id, task.environment)
+        if task.script:
+            yield _TaskLesson(task)
 
 
 def _may_learn(*names: str) -> None:

@@ -96,11 +96,11 @@ def from_pairs(pairs: Sequence[PreferencePair], settings: TrainSettings, limit: 
 
 def taught(trajectories: Sequence[Trajectory]) -> list[Side]:
     """Lessons: trajectories whose guard's words are targets as they stand, whatever became of them."""
-    found = []
-    for trajectory in trajectories:
-        if any(piece.kind == "target" and piece.ids for step in trajectory.steps for piece in step.pieces):
-            found.append(Side(trajectory.id, segments(trajectory.steps)))
-    return found
+    return [
+        Side(trajectory.id, segments(trajectory.steps))
+        for trajectory in trajectories
+        if any(piece.kind == "target" and piece.ids for step in trajectory.steps for piece in step.pieces)
+    ]
 
 
 def from_lessons(

@@ -25,36 +25,60 @@ from typing import Any
 from mosaic_guard_training.sources.files import SourceFiles
 from mosaic_guard_training.tasks import ScriptTurn, Task, TaskCall, TaskTool
 
+_SHA256 = {
+    "simple_python": (
+        "82dd63ba502eb2520c6b5d1d9a5c4b590e03ff261565175561f6228a367d1991",
+        "90cd5bc653690ee8e459b5b3f3fc9458606f7f3fcbf795bb51b7dc581f8c86dc",
+    ),
+    "multiple": (
+        "aef168155ebd74b7ac2401198b201343bc7d16d7a3d7e0d4e6d8ee82c6969b2a",
+        "244e00ce9395df948bcafc7bee64e8f9c87ef70887587d83cae45b13699f3047",
+    ),
+    "parallel": (
+        "19f51a82eff42e5d62541aa500115a056eb78f437c2ba1f10415fd7c8e5dda84",
+        "8a6aa19c1adddc6a5a2f7e40f9dbf30cc7e95815e7b830c90589ab318229e0f0",
+    ),
+    "parallel_multiple": (
+        "8863ea8433239f55c5f016154cf0830853c89f693c6ea270396a2fa121960579",
+        "5ebf24f458c1f16300c05505d83d6f0a1b68b79be273a033febd0d4f840507e3",
+    ),
+    "live_simple": (
+        "1af2ac87dca47556db7b7e37e51e28b459a38b594e3c7b3c792b4903598ca0c4",
+        "fec9cfa9744a936f9126981e85a2023da1e63e273eafebc81923a1162fad70ce",
+    ),
+    "live_multiple": (
+        "fd8ccfad4d911420d0e3341dbe2fff77d1d341da934248b9bb2bda24ab3a10c8",
+        "97e90d59c5bd76c55a2920ce93e5566e9046307d3f558578f085f9d3a56c3084",
+    ),
+    "live_parallel": (
+        "6c26e9fdc3350cf596e6d1ea9c179cbff834761bccf562f4141ed29a839ca421",
+        "8a9f189ff0e832ebbbbdade1fd95a7dbcc67406e9177df3f0aad76f59ab00350",
+    ),
+    "live_parallel_multiple": (
+        "21d4b9319c1faac431e22757b367ea28917fe467364c3a4b17f16ec06d4f6e79",
+        "f5b5f360556c5feb51db46fb9f56ee4b304f4b45b161599bbb14161c98a2873f",
+    ),
+}
+"""Of the requests and of the checked calls of each category."""
+
+CATEGORIES = tuple(_SHA256)
+"""The categories that are read."""
+
 FILES = SourceFiles(
     "bfcl_eval/data",
     'PyPI (pip install --no-deps --target DIR "bfcl-eval==2026.3.23")',
     "Apache-2.0",
     {
-        "BFCL_v4_simple_python.json": "82dd63ba502eb2520c6b5d1d9a5c4b590e03ff261565175561f6228a367d1991",
-        "BFCL_v4_multiple.json": "aef168155ebd74b7ac2401198b201343bc7d16d7a3d7e0d4e6d8ee82c6969b2a",
-        "BFCL_v4_parallel.json": "19f51a82eff42e5d62541aa500115a056eb78f437c2ba1f10415fd7c8e5dda84",
-        "BFCL_v4_parallel_multiple.json": "8863ea8433239f55c5f016154cf0830853c89f693c6ea270396a2fa121960579",
-        "BFCL_v4_live_simple.json": "1af2ac87dca47556db7b7e37e51e28b459a38b594e3c7b3c792b4903598ca0c4",
-        "BFCL_v4_live_multiple.json": "fd8ccfad4d911420d0e3341dbe2fff77d1d341da934248b9bb2bda24ab3a10c8",
-        "BFCL_v4_live_parallel.json": "6c26e9fdc3350cf596e6d1ea9c179cbff834761bccf562f4141ed29a839ca421",
-        "BFCL_v4_live_parallel_multiple.json": "21d4b9319c1faac431e22757b367ea28917fe467364c3a4b17f16ec06d4f6e79",
-        "possible_answer/BFCL_v4_simple_python.json": "90cd5bc653690ee8e459b5b3f3fc9458606f7f3fcbf795bb51b7dc581f8c86dc",
-        "possible_answer/BFCL_v4_multiple.json": "244e00ce9395df948bcafc7bee64e8f9c87ef70887587d83cae45b13699f3047",
-        "possible_answer/BFCL_v4_parallel.json": "8a6aa19c1adddc6a5a2f7e40f9dbf30cc7e95815e7b830c90589ab318229e0f0",
-        "possible_answer/BFCL_v4_parallel_multiple.json": "5ebf24f458c1f16300c05505d83d6f0a1b68b79be273a033febd0d4f840507e3",
-        "possible_answer/BFCL_v4_live_simple.json": "fec9cfa9744a936f9126981e85a2023da1e63e273eafebc81923a1162fad70ce",
-        "possible_answer/BFCL_v4_live_multiple.json": "97e90d59c5bd76c55a2920ce93e5566e9046307d3f558578f085f9d3a56c3084",
-        "possible_answer/BFCL_v4_live_parallel.json": "8a9f189ff0e832ebbbbdade1fd95a7dbcc67406e9177df3f0aad76f59ab00350",
-        "possible_answer/BFCL_v4_live_parallel_multiple.json": "f5b5f360556c5feb51db46fb9f56ee4b304f4b45b161599bbb14161c98a2873f",
+        f"{folder}BFCL_v4_{category}.json": digest
+        for category, digests in _SHA256.items()
+        for folder, digest in zip(("", "possible_answer/"), digests, strict=True)
     },
 )
-CATEGORIES = tuple(name[8:-5] for name in FILES.sha256 if name.startswith("BFCL_v4_"))
-"""The files that are read."""
 
 MOST_REQUEST = 700
 """Most characters of a request; the few longer ones are pasted documents."""
 
-_PASTED = re.compile(r"\b(?:USER|ASSISTANT|user|assistant) ?(?:Thought)?:|'input':")
+_PASTED = re.compile(r"\b(?:USER|ASSISTANT|user|assistant) ?(?:Thought)?:|['\"]input['\"]:")
 
 _TYPES = {
     "dict": "object",

@@ -110,7 +110,7 @@ def draw_carrier(rng: random.Random, kind: Kind, position: Position | None = Non
         ordinary: How many of its sentences read like instructions and are ordinary.
     """
     draw = Draw(rng)
-    position = position or rng.choice(POSITIONS)
+    position = rng.choice(POSITIONS) if position is None else position
     values = {slot: draw(slot.rstrip("2")) for slot in kind.args.values()}
     properties, required, args = dict[str, Any](), list[str](), dict[str, Any]()
     for names, slot in kind.args.items():
@@ -125,7 +125,7 @@ def draw_carrier(rng: random.Random, kind: Kind, position: Position | None = Non
         rng.choice(kind.tools), kind.description, {"type": "object", "properties": properties, "required": required}
     )
     count = rng.choice((1, 1, 2, 3, 4, 6, 9)) if kind.many else 1
-    items, length = [], 0
+    items, length = list[dict[str, Any]](), 0
     for _ in range(count):
         item = kind.item(draw)
         item["text"] = prose(draw, rng.choice((1, 2, 2, 3, 5, 8, 14)), ordinary)
@@ -135,7 +135,7 @@ def draw_carrier(rng: random.Random, kind: Kind, position: Position | None = Non
         items.append(item)
     at = rng.randrange(len(items))
     sentences = [prose(draw, 1, ordinary) for _ in range(rng.choice((1, 2, 4, 8)))]
-    cut = {"start": 0, "end": len(sentences), "only": 0}.get(position, len(sentences) // 2)
+    cut = {"start": 0, "middle": len(sentences) // 2, "end": len(sentences), "only": 0}[position]
     before, after = " ".join(sentences[:cut]), " ".join(sentences[cut:])
     if position == "only":
         before = after = ""
@@ -180,7 +180,8 @@ _PROSE = (
     "There were {n} entries, {percent} percent more than last year.", "The room has space for {n} people.",
     "{topic} was discussed for an hour without a result.", "See {url} for the details.", "The invoice {number} was settled.",
     "{who} and {person} disagreed about {topic}.", "The old {thing} was sold for {amount}.", "Opening hours: {time} to 18:00.",
-    "The bus from {city} runs every {n} minutes.", "I liked the view more than the breakfast.", "The sample was taken at {time}.",
+    "The bus from {city} runs every {n} minutes.", "I liked the view more than the breakfast.",
+    "The sample was taken at {time}.",
     "Nothing unusual was found.", "The report is in {path}.", "{person} joined the call at {time}.",
     "Sales of the {thing} rose to {n} units.", "The {word} building is closed for repairs.", "We met in {city} in spring.",
     "The second edition has {n} pages.", "The contract runs until {date}.", "Contact: {address}.", "The price was {amount}.",
@@ -214,6 +215,16 @@ def _event(draw: Draw) -> dict[str, Any]:
 
 def _payment(draw: Draw) -> dict[str, Any]:
     return {"id": draw("number"), "to": draw("iban"), "amount": draw("amount"), "date": draw("date"), "text": ""}
+
+
+def _place(draw: Draw) -> dict[str, Any]:
+    rating = draw.rng.randint(20, 50) / 10
+    return {"name": f"The {draw('word')}".title(), "address": draw("street"), "rating": rating, "text": ""}
+
+
+def _order(draw: Draw) -> dict[str, Any]:
+    status = draw.pick("shipped open paid")
+    return {"order": draw("number"), "item": draw("thing"), "total": draw("amount"), "status": status, "text": ""}
 
 
 _FILE = ("plain", "plain", "markdown", "titled")
@@ -279,11 +290,10 @@ KINDS: tuple[Kind, ...] = (
     Kind("places", tuple("find_places list_venues nearby lookup_businesses".split()), "Finds places in a city.",
          {"city|location": "city"}, ("find good places in {city}", "look for somewhere to eat in {city}"),
          "the places in {city}", _LIST,
-         lambda draw: {"name": f"The {draw('word')}".title(), "address": draw("street"), "rating": draw.rng.randint(20, 50) / 10, "text": ""}),
+         _place),
     Kind("orders", tuple("get_order order_details track_order".split()), "Returns an order.", {"order_id|id|order": "number"},
-         ("check order {number}", "look up the status of order {number}"), "order {number}", ("json", "wrapped", "yaml", "blocks"),
-         lambda draw: {"order": draw("number"), "item": draw("thing"), "total": draw("amount"), "status": draw.pick("shipped open paid"), "text": ""},
-         False),
+         ("check order {number}", "look up the status of order {number}"), "order {number}",
+         ("json", "wrapped", "yaml", "blocks"), _order, False),
     Kind("contacts", tuple("search_contacts get_contacts find_person address_book".split()), "Finds contacts.",
          {"name|query": "first"}, ("look up {first} in my contacts", "find {first} in the address book"), "my contacts", _LIST,
          lambda draw: {"name": (name := draw.person()), "email": draw.address(name), "phone": draw("phone"), "text": ""}),

@@ -23,6 +23,9 @@ from mosaic_guard_training.tasks import ScriptTurn, Task, TaskCall, TaskError, T
 MOST_TOOLS = 12
 """Most tools of a task."""
 
+MOST_CALLS = 4
+"""Most calls of a record: a guard has to read all calls of a step at once."""
+
 OF_BFCL = 0.45
 """Share of BFCL's records among those that change something; the rest are deeds."""
 
@@ -55,7 +58,7 @@ def pool_of(side: Side, records: Sequence[Record]) -> Pool:
     """
     effects, looks = dict[str, list[Record]](), dict[str, list[Record]]()
     for record in records:
-        if split_of("bfcl", record.environment) == side:
+        if len(record.calls) <= MOST_CALLS and split_of("bfcl", record.environment) == side:
             (effects if record.effect else looks).setdefault(record.environment, []).append(record)
     deeds = [deed for deed in DEEDS if split_of("composed", f"deed-{deed.name}") == side]
     kinds = [kind for kind in KINDS if split_of("composed", f"kind-{kind.name}") == side]

@@ -59,7 +59,9 @@ _FILES = (
     "minutes plan overview contract offer summary budget letter list guide statement agenda schedule figures inventory "
     "checklist proposal protocol feedback slides"
 ).split()
-_CHANNELS = "general team-ops announcements random support sales design releases facilities random-talk project-x hiring".split()
+_CHANNELS = (
+    "general team-ops announcements support sales design releases facilities random-talk project-x hiring".split()
+)
 
 
 class Draw:
@@ -144,7 +146,7 @@ class Draw:
 
     def path(self) -> str:
         """A file's path or name."""
-        name = f"{self.rng.choice(_FILES)}{self.rng.choice(('-', '_'))}{self.rng.choice((*WORDS, *map(str, range(2021, 2027))))}"
+        name = self.rng.choice(_FILES) + self.pick("- _") + self.rng.choice((*WORDS, *map(str, range(2021, 2027))))
         name += self.rng.choice((".txt", ".md", ".pdf", ".docx", ".csv", ".xlsx"))
         folder = self.folder()
         return self.rng.choice((name, name, f"{folder}/{name}"))
