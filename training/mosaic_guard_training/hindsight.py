@@ -115,6 +115,10 @@ class HindsightModel(EvidencePlanModel):
         name: Path or hub id of the base model.
         window: Its context length in tokens.
         safety: Whether a step with a refusal opens the safety block, which then says what the evidence says.
+
+    Attributes:
+        verdicts: What to write of each call.
+        taught: Whether that is a target; empty: it is.
     """
 
     _plan_kind: Kind = "target"
@@ -123,6 +127,7 @@ class HindsightModel(EvidencePlanModel):
         self.base = self.name = name
         self.window, self.safety = window, safety
         self.verdicts: Sequence[Verdict] = ()
+        self.taught: Sequence[bool] = ()
         self._adapter_digest, self._cache, self._lock = None, None, threading.Lock()
         self._format = ChatFormat(tokenizer)
         self._words = {verdict: self._format.content(f" {verdict}") for verdict in VERDICTS}
@@ -132,10 +137,6 @@ class HindsightModel(EvidencePlanModel):
         told = copy(self)
         told.verdicts = tuple(verdicts)
         return told
-
-    def teaches(self, call: Call) -> bool:
-        """Whether the verdict of a call is a target."""
-        return True
 
     def word(self, verdict: Verdict) -> tuple[int, ...]:
         """Token ids of a verdict word, with its leading space."""
@@ -156,7 +157,7 @@ class HindsightModel(EvidencePlanModel):
             probabilities.append(float(wanted == "refuse"))
             verdict, kind = decide(index, probabilities[-1])
             ids = self._words["refuse" if verdict == "refuse" else "act"]
-            taught = kind == "sampled" and self.teaches(prompt.step.calls[index])
+            taught = kind == "sampled" and (not self.taught or self.taught[index])
             writer.choose("target" if taught else "forced" if kind == "sampled" else kind, f" {verdict}", ids, 1.0)
             writer.force("\n")
         writer.force(DECISION_END)

@@ -19,12 +19,12 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mosaic_guard import Guard
 from mosaic_guard._errors import ModelLoadError
@@ -40,9 +40,9 @@ from mosaic_guard_training.sources.splits import held_out
 from mosaic_guard_training.tasks import Task, call_key, read_tasks
 
 if TYPE_CHECKING:
-    from mosaic_guard._decision import Call, Step, Verdict
+    from mosaic_guard._decision import Step
     from mosaic_guard._transcript import Prompt
-    from mosaic_guard.models.guard_model import Checked, Decide
+    from mosaic_guard.models.guard_model import Checked, Decide, Planned
 
 DOJO = "agentdojo:"
 """What `--tasks` begins with where it names a suite of AgentDojo."""
@@ -78,6 +78,10 @@ class LessonSettings:
         check_ranges(self)
 
 
+Labels = Callable[["Step"], "Sequence[bool | None]"]
+"""Whether each call of a step is harmful; None: it acts, and nothing is to be learnt of it."""
+
+
 class Lesson(Protocol):
     """Something that can be run once under a guard that knows better."""
 
@@ -85,18 +89,15 @@ class Lesson(Protocol):
     def id(self) -> str:
         """Names its trajectory."""
 
-    def harmful(self) -> frozenset[str]:
-        """The calls to refuse, as `call_key` names them."""
-
-    def unlabelled(self) -> frozenset[str]:
-        """The calls that act, and of which nothing is to be learnt."""
+    def labels(self, step: Step) -> Sequence[bool | None]:
+        """As `Labels` says."""
 
     def run(self, guard: Guard, trace: TraceWriter) -> None:
         """Run it and log steps and outcome."""
 
 
 class TeacherModel(HindsightModel):
-    """Says what a task's labels say: `refuse` of each harmful call, `act` of the others.
+    """Says what labels say: `refuse` of each harmful call, `act` of the others.
 
     Args:
         tokenizer: The base model's.
@@ -104,32 +105,21 @@ class TeacherModel(HindsightModel):
         window: Its context length in tokens.
     """
 
-    harmful: frozenset[str] = frozenset()
-    unlabelled: frozenset[str] = frozenset()
+    labels: Labels
 
-    def knowing(self, harmful: frozenset[str], unlabelled: frozenset[str] = frozenset()) -> TeacherModel:
-        """The same for a task with these calls to refuse, and these of which nothing is to be learnt; by `call_key`."""
+    def knowing(self, labels: Labels) -> TeacherModel:
+        """The same with these labels."""
         told = copy(self)
-        told.harmful, told.unlabelled = harmful, unlabelled
+        told.labels = labels
         return told
 
-    def teaches(self, call: Call) -> bool:
-        """Whether the verdict of a call is a target."""
-        return call_key(call.name, call.args) not in self.unlabelled
-
-    def verdicts_of(self, step: Step) -> tuple[Verdict, ...]:
-        """The right verdict of each call."""
-        return tuple("refuse" if call_key(call.name, call.args) in self.harmful else "act" for call in step.calls)
-
-    def check(self, prompt: Prompt, planned: Any, decide: Decide) -> Checked:
+    def check(self, prompt: Prompt, planned: Planned, decide: Decide) -> Checked:
         """Write the safety block, if there is to be one, and the right verdicts."""
-        return HindsightModel.check(_saying(self, self.verdicts_of(prompt.step)), prompt, planned, decide)
-
-
-def _saying(teacher: TeacherModel, verdicts: Sequence[Verdict]) -> TeacherModel:
-    told = copy(teacher)
-    told.verdicts = tuple(verdicts)
-    return told
+        labels = self.labels(prompt.step)
+        told = copy(self)
+        told.verdicts = tuple("refuse" if harmful else "act" for harmful in labels)
+        told.taught = tuple(harmful is not None for harmful in labels)
+        return HindsightModel.check(told, prompt, planned, decide)
 
 
 @dataclass
@@ -189,7 +179,7 @@ def teach(settings: LessonSettings) -> Lessons:
     teacher, limits = teacher_of(settings.base_model), Limits(plan=settings.plan, safety=settings.safety)
     for lesson in _shown(missing):
         try:
-            guard = Guard(teacher.knowing(lesson.harmful(), lesson.unlabelled()), check=settings.check, limits=limits)
+            guard = Guard(teacher.knowing(lesson.labels), check=settings.check, limits=limits)
             record(settings.output, lesson.id, partial(lesson.run, guard))
             result.counts["run"] += 1
         except RecordError as error:
@@ -256,11 +246,9 @@ class _TaskLesson:
     def id(self) -> str:
         return self.task.id
 
-    def harmful(self) -> frozenset[str]:
-        return frozenset(call_key(call.tool, call.args) for call in self.task.calls if call.harmful)
-
-    def unlabelled(self) -> frozenset[str]:
-        return frozenset()
+    def labels(self, step: Step) -> Sequence[bool | None]:
+        harmful = {call_key(call.tool, call.args) for call in self.task.calls if call.harmful}
+        return [call_key(call.name, call.args) in harmful for call in step.calls]
 
     def run(self, guard: Guard, trace: TraceWriter) -> None:
         trace.outcome(self.id, play(self.task, simulate(self.task), guard, trace, trajectory=self.id))

@@ -10,14 +10,15 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mosaic_guard_training.sources.injections import templates
 from mosaic_guard_training.sources.values import Draw
-from mosaic_guard_training.tasks import call_key
 
 if TYPE_CHECKING:
     from mosaic_guard import Guard, TraceWriter
+    from mosaic_guard._decision import Step
 
 ATTACKS = ("important_instructions", "direct")
 """Those of AgentDojo's."""
@@ -48,29 +49,21 @@ class DojoLesson:
         against = f"/{self.injection_task}/{named}/{self.seed}" if self.injection_task else ""
         return f"agentdojo/{self.suite}/{self.user_task}{against}"
 
-    def harmful(self) -> frozenset[str]:
-        """The attacker's calls that change something; one that is the user's as well is the user's."""
-        return self._theirs(True)
+    def labels(self, step: Step) -> list[bool | None]:
+        """The attacker's calls are harmful if they change something; of the attacker's look-ups nothing is to be learnt."""
+        from mosaic_guard_agentdojo import GullibleChatModel, label_calls
 
-    def unlabelled(self) -> frozenset[str]:
-        """The attacker's look-ups: to refuse them or not is nobody's loss."""
-        return self._theirs(False)
-
-    def _theirs(self, effect: bool) -> frozenset[str]:
-        from mosaic_guard_agentdojo import side_effects
-
-        played = self._scenario()
-        calls = list(played.injection_calls())
-        effects = side_effects(played, calls)
-        theirs = {call_key(c.function, c.args) for c, each in zip(calls, effects, strict=True) if each == effect}
-        return frozenset(theirs - {call_key(call.function, call.args) for call in played.user_calls})
+        played = self._scenario
+        proposed = label_calls(played, step.messages, GullibleChatModel(scenario=played))[-len(step.calls) :]
+        return [call.side_effecting or None if call.asker == "injection" else False for call in proposed]
 
     def run(self, guard: Guard, trace: TraceWriter) -> None:
         """Run it and log steps and outcome."""
         from mosaic_guard_agentdojo import run_task
 
-        run_task(self._scenario(), guard, trace=trace, trajectory=self.id)
+        run_task(self._scenario, guard, trace=trace, trajectory=self.id)
 
+    @cached_property
     def _scenario(self) -> Any:
         from mosaic_guard_agentdojo import scenario
 
