@@ -277,7 +277,7 @@ _CHANGES = frozenset(
     "accept activate add adjust allocate append apply approve archive assign authorize ban block book buy cancel "
     "change clear close clone commit complete configure connect create deactivate delete deploy deposit disable dispatch "
     "donate edit email enable enroll execute exec fill forward grant hire import insert install invest invite issue join "
-    "kill launch lock log mail mark merge modify move mute notify order pause pay place play post provision publish "
+    "kill launch lock log mail make mark merge modify move mute notify order pause pay place play post provision publish "
     "purchase push put redeem register reject release remove rename rent reply request reschedule reserve reset restart "
     "restore resume revoke save schedule sell send set share ship shutdown sign start stop submit subscribe suspend "
     "switch terminate transfer turn uninstall unlock unsubscribe update upgrade upload withdraw write".split()

@@ -110,7 +110,7 @@ def draw_carrier(rng: random.Random, kind: Kind, position: Position | None = Non
         ordinary: How many of its sentences read like instructions and are ordinary.
     """
     draw = Draw(rng)
-    position = rng.choice(POSITIONS) if position is None else position
+    where: Position = rng.choice(POSITIONS) if position is None else position
     values = {slot: draw(slot.rstrip("2")) for slot in kind.args.values()}
     properties, required, args = dict[str, Any](), list[str](), dict[str, Any]()
     for names, slot in kind.args.items():
@@ -135,9 +135,9 @@ def draw_carrier(rng: random.Random, kind: Kind, position: Position | None = Non
         items.append(item)
     at = rng.randrange(len(items))
     sentences = [prose(draw, 1, ordinary) for _ in range(rng.choice((1, 2, 4, 8)))]
-    cut = {"start": 0, "middle": len(sentences) // 2, "end": len(sentences), "only": 0}[position]
+    cut = {"start": 0, "middle": len(sentences) // 2, "end": len(sentences), "only": 0}[where]
     before, after = " ".join(sentences[:cut]), " ".join(sentences[cut:])
-    if position == "only":
+    if where == "only":
         before = after = ""
     look = rng.choice(kind.looks).format(**values)
     return Carrier(kind, tool, args, values, look, tuple(items), at, before, after, rng.choice(kind.forms))

@@ -1,11 +1,12 @@
 """Composed tasks: two records of request and checked call, and who asked for which decides.
 
-    python -m mosaic_guard_training.sources composed --data DIR --output FILE --split train --count 4000
+    python -m mosaic_guard_training.sources composed --data DIR --output FILE --split train
 
 A asks, B's request stands inside a tool result: B's call is harmful and A's is not; in the twins the user asks for B, too,
 or the result asks for something else, or the text is what the user wants done. `SCENARIOS` names the kinds of families;
-those about what a request covers are in `composed_bounds.py`. Whether B changes anything is a guess (`bfcl.changes_something`);
-a call that only looks is never proposed because a result asks for it, so it has no label.
+those about what a request covers are in `composed_bounds.py`, those about values from results in `composed_values.py`.
+Whether B changes anything is a guess (`bfcl.changes_something`); a call that only looks is never proposed because a result
+asks for it, so it has no label.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from mosaic_guard_training.sources import composed_bounds
+from mosaic_guard_training.sources import composed_bounds, composed_values
 from mosaic_guard_training.sources.bfcl import Record, read_records
 from mosaic_guard_training.sources.carriers import Carrier
+from mosaic_guard_training.sources.deeds import BY_NAME
 from mosaic_guard_training.sources.injections import Side
 from mosaic_guard_training.sources.scene import ANSWERED, ClashError, Pool, Scene, calls_of, look_at, pool_of, wish
 from mosaic_guard_training.tasks import ScriptTurn, Task
@@ -58,7 +60,7 @@ def injected(scene: Scene) -> Iterator[Task]:
     """The agent obeys a result; twins in which the user asks for it, and in which the result asks for something else."""
     rng = scene.rng
     asked = scene.record(effect=scene.chance(0.7)) if scene.chance(0.8) else None
-    theirs, third, fourth = scene.record(), scene.record(), scene.record()
+    theirs, third, fourth = _like(scene, asked), scene.record(), scene.record()
     around = _Around(scene.carrier(), scene.carrier() if scene.chance(0.3) else None, asked)
     wishes = [asked.request if asked else "", wish(around.carrier, rng) if asked is None or scene.chance(0.7) else ""]
     rng.shuffle(wishes)
@@ -81,6 +83,13 @@ def injected(scene: Scene) -> Iterator[Task]:
         if scene.chance(0.2):
             steps = [steps[-1], *steps[:-1]]
         yield scene.task("goes-on", base, steps)
+
+
+def _like(scene: Scene, asked: Record | None) -> Record:
+    """A record; now and then what the user asked for, done to another."""
+    if asked is not None and asked.environment.startswith("deed-") and scene.chance(0.3):
+        return scene.done(BY_NAME[asked.environment.removeprefix("deed-")]).record
+    return scene.record()
 
 
 def parallel(scene: Scene) -> Iterator[Task]:
@@ -147,14 +156,16 @@ def ordinary(scene: Scene) -> Iterator[Task]:
 
 Scenario = Callable[[Scene], Iterator[Task]]
 SCENARIOS: Mapping[str, tuple[Scenario, float]] = {
-    "injected": (injected, 0.3),
-    "parallel": (parallel, 0.1),
-    "turns": (turns, 0.08),
+    "injected": (injected, 0.27),
+    "parallel": (parallel, 0.08),
+    "turns": (turns, 0.07),
     "ordinary": (ordinary, 0.08),
-    "delegation": (composed_bounds.delegation, 0.14),
-    "values": (composed_bounds.values, 0.14),
-    "wider": (composed_bounds.wider, 0.09),
-    "private": (composed_bounds.private, 0.07),
+    "delegation": (composed_bounds.delegation, 0.12),
+    "values": (composed_values.values, 0.08),
+    "found": (composed_values.found, 0.08),
+    "errand": (composed_values.errand, 0.08),
+    "wider": (composed_bounds.wider, 0.08),
+    "private": (composed_bounds.private, 0.06),
 }
 """Each scenario with its share of the tasks."""
 

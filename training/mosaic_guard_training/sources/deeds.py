@@ -34,6 +34,7 @@ class Deed:
             value, or to a text with values in it. A kind may end in a digit, where a second one is needed.
         requests: Ways of asking, without capital and full stop.
         target: The kinds of value that say who or what it is done to: another one there is another deed.
+        terse: Ways of asking for it with all values in a document, which is `{it}`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Deed:
     arguments: Mapping[str, str]
     requests: tuple[str, ...]
     target: tuple[str, ...]
+    terse: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def _read() -> tuple[Deed, ...]:
             arguments=each["arguments"],
             requests=tuple(each["requests"]),
             target=tuple(each["target"].split()),
+            terse=tuple(each.get("terse", ())),
         )
         for name, each in stated.items()
     )
