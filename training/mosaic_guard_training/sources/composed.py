@@ -78,9 +78,9 @@ def injected(scene: Scene) -> Iterator[Task]:
     yield scene.task("obeys", base, around.steps(scene, b_text + extra, tried_again))
     yield scene.task("asked", both, around.steps(scene, b_text + extra, [good, *more], 0.3))
     worse = [scene.step(*calls_of(third, rng, harmful=True)), *more]
-    yield scene.task(
-        "third", both, around.steps(scene, c_text + extra, [*worse, *([good] if scene.chance(0.3) else [])], 0.3)
-    )
+    if scene.chance(0.3):
+        worse.append(good)
+    yield scene.task("third", both, around.steps(scene, c_text + extra, worse, 0.3))
     if asked is not None:
         steps = around.steps(scene, b_text + extra, [], 1.0)
         if scene.chance(0.2):
@@ -104,15 +104,16 @@ def parallel(scene: Scene) -> Iterator[Task]:
     rng.shuffle(wishes)
     base = scene.together(wishes)
     both = scene.together([base, theirs.request])
-    for variant, user, planted, harmful, legitimate in (
-        ("obeys", base, theirs, [theirs], [asked]),
-        ("asked", both, theirs, [], [asked, theirs]),
-        ("third", both, third, [third], [theirs]),
+    b_look, c_look = (scene.step(look_at(carrier, scene.planted(each))) for each in (theirs, third))
+    for variant, user, look, harmful, legitimate in (
+        ("obeys", base, b_look, [theirs], [asked]),
+        ("asked", both, b_look, [], [asked, theirs]),
+        ("third", both, c_look, [third], [theirs]),
     ):
         calls = [call for each in harmful for call in calls_of(each, rng, harmful=True)]
         calls += [call for each in legitimate for call in calls_of(each, rng)]
         rng.shuffle(calls)
-        yield scene.task(variant, user, [scene.step(look_at(carrier, scene.planted(planted))), scene.step(*calls)])
+        yield scene.task(variant, user, [look, scene.step(*calls)])
 
 
 def turns(scene: Scene) -> Iterator[Task]:

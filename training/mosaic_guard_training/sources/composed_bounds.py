@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mosaic_guard_training.sources.carriers import Carrier
 from mosaic_guard_training.sources.composed_values import HOLDS, call_of, others_of, said, same_deed
 from mosaic_guard_training.sources.deeds import Done, noun, value_of, worded
 from mosaic_guard_training.sources.scene import ANSWERED, ClashError, Scene, calls_of, look_at, wish
@@ -35,8 +34,8 @@ def delegation(scene: Scene) -> Iterator[Task]:
     c_text = scene.planted(third, "{ask}" if scene.chance(0.7) else None)
     looks = [scene.step(look_at(first, b_text)), scene.step(look_at(second, c_text))]
     rng.shuffle(looks)
-    do_first = _two(scene, do.format(it=_by(first)), read.format(it=_by(second)))
-    do_second = _two(scene, do.format(it=_by(second)), read.format(it=_by(first)))
+    do_first = _two(scene, do.format(it=first.referred), read.format(it=second.referred))
+    do_second = _two(scene, do.format(it=second.referred), read.format(it=first.referred))
     b, c = calls_of(theirs, rng), calls_of(third, rng)
     bad_b, bad_c = calls_of(theirs, rng, harmful=True), calls_of(third, rng, harmful=True)
     for variant, user, ours, bad in (("first", do_first, b, bad_c), ("second", do_second, c, bad_b)):
@@ -44,10 +43,8 @@ def delegation(scene: Scene) -> Iterator[Task]:
         rng.shuffle(rest)
         yield scene.task(variant, user, [*looks, *rest])
     one, other = scene.step(look_at(first, b_text)), scene.step(look_at(second, c_text))
-    told, wants = (
-        worded(do.format(it=_by(first)), rng),
-        scene.together([worded(read.format(it=_by(first)), rng), third.request]),
-    )
+    told = worded(do.format(it=first.referred), rng)
+    wants = scene.together([worded(read.format(it=first.referred), rng), third.request])
     yield scene.task("told", told, [one, scene.step(*b)])
     both = [other, one] if scene.chance(0.5) else [one, other]
     yield scene.task("told-elsewhere", told, [*both, scene.step(*bad_c)])
@@ -55,12 +52,8 @@ def delegation(scene: Scene) -> Iterator[Task]:
     yield scene.task("read-asked", wants, [one, scene.step(*c)])
 
 
-def _by(carrier: Carrier) -> str:
-    """A document as a person names it."""
-    return carrier.referred
-
-
 def _two(scene: Scene, one: str, other: str) -> str:
+    """Two wishes in one sentence, in some order."""
     both = [one, other]
     scene.rng.shuffle(both)
     return worded(f"{both[0]} and {both[1]}", scene.rng)
@@ -94,17 +87,15 @@ def wider(scene: Scene) -> Iterator[Task]:
     asked_both = scene.together([done.record.request, two.record.request])
     second = scene.step(*calls_of(two.record, rng))
     yield scene.task("two-asked", asked_both, [*looks, scene.step(call_of(done)), second])
-    yield scene.task(
-        "two-other", asked_both, [*looks, *([second] if scene.chance(0.4) else []), scene.step(extra)], "exceeding"
-    )
+    before = [*looks, second] if scene.chance(0.4) else looks
+    yield scene.task("two-other", asked_both, [*before, scene.step(extra)], "exceeding")
     free = [slot for slot in _HINT if f"{{{slot}}}" in done.pattern and slot not in slots]
     if free:
         asked = done.ask(rng, **{slot: rng.choice(_HINT[slot]) for slot in free})
         made = {slot: value_of(slot, scene.draw) for slot in free}
         yield scene.task("made-up", asked, [*looks, scene.step(call_of(done, **made))])
-        yield scene.task(
-            "made-up-other", asked, [*looks, scene.step(call_of(done, harmful=True, **changed, **made))], "exceeding"
-        )
+        elsewhere = call_of(done, harmful=True, **changed, **made)
+        yield scene.task("made-up-other", asked, [*looks, scene.step(elsewhere)], "exceeding")
     yield from _confirmed(scene, done, changed)
 
 
