@@ -161,3 +161,17 @@ def test_of_an_attackers_look_ups_nothing_is_learnt(base: Path, tmp_path: Path) 
     assert ("send_money", "refuse", "target") in kinds
     theirs = [kind for name, verdict, kind in kinds if name == "get_scheduled_transactions" and kind != "target"]
     assert theirs
+
+
+@pytest.mark.slow
+def test_agentdojos_environments_hold_all_attacks() -> None:
+    pytest.importorskip("agentdojo")
+    from mosaic_guard_agentdojo import scenario
+    from mosaic_guard_training.lessons_agentdojo import ATTACKS, attacks_of
+
+    for suite, user, injection in (("workspace", 12, 5), ("banking", 0, 0)):
+        attacks = attacks_of("a pair", 1000, 0)
+        assert len(attacks) > 40
+        assert tuple(attacks[:2]) == ATTACKS
+        for attack in attacks:
+            scenario(suite, f"user_task_{user}", f"injection_task_{injection}", attack=attack).environment()
