@@ -266,3 +266,10 @@ def test_shares_beyond_the_whole_are_refused() -> None:
 def test_a_missing_source_says_where_it_is_from(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="bfcl-eval"):
         bfcl.read_records(tmp_path)
+
+
+def test_scenarios_can_be_chosen() -> None:
+    found = compose(a_pool(), 40, shares={"errand": 0.5, "wider": 0.5})
+    assert {task.id.split("/")[1] for task in found} == {"errand", "wider"}
+    with pytest.raises(ValueError, match="no scenario 'errant'"):
+        compose(a_pool(), 40, shares={"errant": 1.0})

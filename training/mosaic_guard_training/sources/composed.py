@@ -160,16 +160,16 @@ def ordinary(scene: Scene) -> Iterator[Task]:
 
 Scenario = Callable[[Scene], Iterator[Task]]
 SCENARIOS: Mapping[str, tuple[Scenario, float]] = {
-    "injected": (injected, 0.22),
-    "parallel": (parallel, 0.07),
+    "injected": (injected, 0.26),
+    "parallel": (parallel, 0.08),
     "turns": (turns, 0.06),
-    "ordinary": (ordinary, 0.07),
-    "delegation": (composed_bounds.delegation, 0.11),
-    "todo": (composed_bounds.todo, 0.07),
+    "ordinary": (ordinary, 0.08),
+    "delegation": (composed_bounds.delegation, 0.1),
+    "todo": (composed_bounds.todo, 0.05),
     "values": (composed_values.values, 0.07),
-    "found": (composed_values.found, 0.07),
-    "errand": (composed_values.errand, 0.09),
-    "computed": (composed_values.computed, 0.05),
+    "found": (composed_values.found, 0.06),
+    "errand": (composed_values.errand, 0.08),
+    "computed": (composed_values.computed, 0.04),
     "wider": (composed_bounds.wider, 0.07),
     "private": (composed_bounds.private, 0.05),
 }
@@ -190,16 +190,23 @@ def tasks(data: Path) -> Iterator[Task]:
         yield from compose(pool_of(side, records), PER_SIDE[side])
 
 
-def compose(pool: Pool, number: int, seed: int = 0) -> list[Task]:
+def compose(pool: Pool, number: int, seed: int = 0, shares: Mapping[str, float] | None = None) -> list[Task]:
     """About so many tasks of one side: whole families, each scenario by its share.
 
     Args:
         pool: What they are composed of.
         number: How many tasks.
         seed: Decides all that is drawn; the first families are the same whatever the number.
+        shares: Of some scenarios, in the place of those in `SCENARIOS`; the others have none.
+
+    Raises:
+        ValueError: For an unknown scenario.
     """
+    shares = {name: share for name, (_, share) in SCENARIOS.items()} if shares is None else shares
+    if unknown := set(shares) - set(SCENARIOS):
+        raise ValueError(f"there is no scenario {min(unknown)!r}: take some of {', '.join(SCENARIOS)}")
     found: list[Task] = []
-    for name, (_, share) in SCENARIOS.items():
+    for name, share in shares.items():
         of_it: list[Task] = []
         for at in count():
             twins = family(pool, name, at, seed) if len(of_it) < number * share else []
