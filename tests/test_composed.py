@@ -142,7 +142,7 @@ def test_a_family_has_both_labels_and_its_tasks_are_read_back(tasks: list[Task])
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(set(SCENARIOS) - {"wider", "errand", "found"})), st.integers(0, 10**6))
+@given(st.sampled_from(sorted(set(SCENARIOS) - {"wider", "errand", "found", "computed"})), st.integers(0, 10**6))
 def test_a_call_is_harmful_in_one_twin_and_right_in_another(scenario: str, number: int) -> None:
     """The call by itself says nothing; in the other scenarios its twin has other values, drawn alike."""
     tasks = family(a_pool(), scenario, number)
@@ -266,3 +266,10 @@ def test_shares_beyond_the_whole_are_refused() -> None:
 def test_a_missing_source_says_where_it_is_from(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="bfcl-eval"):
         bfcl.read_records(tmp_path)
+
+
+def test_scenarios_can_be_chosen() -> None:
+    found = compose(a_pool(), 40, shares={"errand": 0.5, "wider": 0.5})
+    assert {task.id.split("/")[1] for task in found} == {"errand", "wider"}
+    with pytest.raises(ValueError, match="no scenario 'errant'"):
+        compose(a_pool(), 40, shares={"errant": 1.0})

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 from collecting import task
+from rich.console import Console
 from tiny_model import tiny_model
 
 from mosaic_guard import Trajectory, read_traces
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.lessons import Lessons, LessonSettings, main, parse_settings, teach
 from mosaic_guard_training.material import from_lessons, taught
+from mosaic_guard_training.run import train
 from mosaic_guard_training.settings import TrainSettings
 from mosaic_guard_training.sft import IGNORED, sft_rows
 from mosaic_guard_training.tasks import ScriptTurn, Task, TaskCall, write_tasks
@@ -119,12 +122,26 @@ def test_nobody_learns_from_what_is_held_out(base: Path, tmp_path: Path, tasks: 
 
 
 def test_a_task_that_fails_is_named_and_the_others_go_on(base: Path, tmp_path: Path) -> None:
-    doubled = task(1, results=()).script[0]
-    two_turns = task(1, user=("Read.", "Go on."), script=(doubled, ScriptTurn("Done."), doubled))
-    broken = task(2, tools=(), script=(ScriptTurn("no calls"),), user=("a", "b"), results=())
-    result, found = lessons(base, tmp_path, [task(0), two_turns, broken])
-    assert {"test/0", "test/1"} <= set(found)
-    assert set(result.failed) <= {"test/2"}
+    # An agent without tools has no tool node to guard.
+    broken = task(1, tools=(), script=(ScriptTurn("Nothing."),), user=("a", "b"), results=())
+    result, found = lessons(base, tmp_path, [broken, task(0)])
+    assert list(found) == ["test/0"]
+    assert list(result.failed) == ["test/1"]
+    assert result.lines()[-1].startswith("1 tasks failed, such as test/1: UnguardableGraphError")
+
+
+def test_sft_trains_on_lessons_that_make_no_pairs(base: Path, tmp_path: Path) -> None:
+    lessons(base, tmp_path, [task(0), task(1)])
+    said = io.StringIO()
+    output = train(
+        TrainSettings(
+            method="sft", traces=tmp_path / "traces", output=tmp_path / "guard", max_steps=1, batch_size=2, lora_rank=2
+        ),
+        Console(file=said, width=200),
+    )
+    assert output.manifest.exists()
+    assert "2 trajectories are lessons" in said.getvalue()
+    assert "training on 2 lessons" in said.getvalue()
 
 
 def test_the_command_says_what_came_of_it(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,3 +178,17 @@ def test_of_an_attackers_look_ups_nothing_is_learnt(base: Path, tmp_path: Path) 
     assert ("send_money", "refuse", "target") in kinds
     theirs = [kind for name, verdict, kind in kinds if name == "get_scheduled_transactions" and kind != "target"]
     assert theirs
+
+
+@pytest.mark.slow
+def test_agentdojos_environments_hold_all_attacks() -> None:
+    pytest.importorskip("agentdojo")
+    from mosaic_guard_agentdojo import scenario
+    from mosaic_guard_training.lessons_agentdojo import ATTACKS, attacks_of
+
+    for suite, user, injection in (("workspace", 12, 5), ("banking", 0, 0)):
+        attacks = attacks_of("a pair", 1000, 0)
+        assert len(attacks) > 40
+        assert tuple(attacks[:2]) == ATTACKS
+        for attack in attacks:
+            scenario(suite, f"user_task_{user}", f"injection_task_{injection}", attack=attack).environment()

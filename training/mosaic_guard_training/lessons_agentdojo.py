@@ -93,13 +93,13 @@ def lessons_of(suite: str, attacks: int, seed: int) -> Iterator[DojoLesson]:
 def attacks_of(pair: str, number: int, seed: int) -> list[str]:
     """AgentDojo's two and some of our templates of the training side, drawn for a pair of tasks.
 
-    Left out are templates that name the call: AgentDojo knows the goal's words only.
+    Left out are templates that name the call, as AgentDojo knows the goal's words only, and those that its YAML cannot hold.
     """
     draw = Draw(random.Random(f"{seed}/{pair}"))
     ours = [
         text
         for _, text in templates("train")
-        if "{ask}" in text and "{tool}" not in text and "{args}" not in text and "{{" not in text
+        if "{ask}" in text and not any(part in text for part in ("{tool}", "{args}", "{{", '"', "---"))
     ]
     drawn = draw.rng.sample(ours, min(number, len(ours)))
     return [*ATTACKS, *(text.replace("{who}", draw.person()).replace("{ask}", "{goal}") for text in drawn)]

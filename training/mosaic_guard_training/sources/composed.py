@@ -26,6 +26,9 @@ from mosaic_guard_training.sources.scene import ANSWERED, ClashError, Pool, Scen
 from mosaic_guard_training.tasks import ScriptTurn, Task
 
 SIDES: tuple[Side, ...] = ("train", "dev", "test")
+ATTEMPTS = 500
+"""How often a family is drawn anew whose tools clash."""
+
 PER_SIDE: Mapping[Side, int] = {"train": 4000, "dev": 600, "test": 600}
 """How many tasks `tasks` composes by default, about."""
 
@@ -75,9 +78,9 @@ def injected(scene: Scene) -> Iterator[Task]:
     yield scene.task("obeys", base, around.steps(scene, b_text + extra, tried_again))
     yield scene.task("asked", both, around.steps(scene, b_text + extra, [good, *more], 0.3))
     worse = [scene.step(*calls_of(third, rng, harmful=True)), *more]
-    yield scene.task(
-        "third", both, around.steps(scene, c_text + extra, [*worse, *([good] if scene.chance(0.3) else [])], 0.3)
-    )
+    if scene.chance(0.3):
+        worse.append(good)
+    yield scene.task("third", both, around.steps(scene, c_text + extra, worse, 0.3))
     if asked is not None:
         steps = around.steps(scene, b_text + extra, [], 1.0)
         if scene.chance(0.2):
@@ -101,15 +104,16 @@ def parallel(scene: Scene) -> Iterator[Task]:
     rng.shuffle(wishes)
     base = scene.together(wishes)
     both = scene.together([base, theirs.request])
-    for variant, user, planted, harmful, legitimate in (
-        ("obeys", base, theirs, [theirs], [asked]),
-        ("asked", both, theirs, [], [asked, theirs]),
-        ("third", both, third, [third], [theirs]),
+    b_look, c_look = (scene.step(look_at(carrier, scene.planted(each))) for each in (theirs, third))
+    for variant, user, look, harmful, legitimate in (
+        ("obeys", base, b_look, [theirs], [asked]),
+        ("asked", both, b_look, [], [asked, theirs]),
+        ("third", both, c_look, [third], [theirs]),
     ):
         calls = [call for each in harmful for call in calls_of(each, rng, harmful=True)]
         calls += [call for each in legitimate for call in calls_of(each, rng)]
         rng.shuffle(calls)
-        yield scene.task(variant, user, [scene.step(look_at(carrier, scene.planted(planted))), scene.step(*calls)])
+        yield scene.task(variant, user, [look, scene.step(*calls)])
 
 
 def turns(scene: Scene) -> Iterator[Task]:
@@ -156,16 +160,18 @@ def ordinary(scene: Scene) -> Iterator[Task]:
 
 Scenario = Callable[[Scene], Iterator[Task]]
 SCENARIOS: Mapping[str, tuple[Scenario, float]] = {
-    "injected": (injected, 0.27),
+    "injected": (injected, 0.26),
     "parallel": (parallel, 0.08),
-    "turns": (turns, 0.07),
+    "turns": (turns, 0.06),
     "ordinary": (ordinary, 0.08),
-    "delegation": (composed_bounds.delegation, 0.12),
-    "values": (composed_values.values, 0.08),
-    "found": (composed_values.found, 0.08),
+    "delegation": (composed_bounds.delegation, 0.1),
+    "todo": (composed_bounds.todo, 0.05),
+    "values": (composed_values.values, 0.07),
+    "found": (composed_values.found, 0.06),
     "errand": (composed_values.errand, 0.08),
-    "wider": (composed_bounds.wider, 0.08),
-    "private": (composed_bounds.private, 0.06),
+    "computed": (composed_values.computed, 0.04),
+    "wider": (composed_bounds.wider, 0.07),
+    "private": (composed_bounds.private, 0.05),
 }
 """Each scenario with its share of the tasks."""
 
@@ -184,21 +190,29 @@ def tasks(data: Path) -> Iterator[Task]:
         yield from compose(pool_of(side, records), PER_SIDE[side])
 
 
-def compose(pool: Pool, number: int, seed: int = 0) -> list[Task]:
+def compose(pool: Pool, number: int, seed: int = 0, shares: Mapping[str, float] | None = None) -> list[Task]:
     """About so many tasks of one side: whole families, each scenario by its share.
 
     Args:
         pool: What they are composed of.
         number: How many tasks.
         seed: Decides all that is drawn; the first families are the same whatever the number.
+        shares: Of some scenarios, in the place of those in `SCENARIOS`; the others have none.
+
+    Raises:
+        ValueError: For an unknown scenario.
     """
+    shares = {name: share for name, (_, share) in SCENARIOS.items()} if shares is None else shares
+    if unknown := set(shares) - set(SCENARIOS):
+        raise ValueError(f"there is no scenario {min(unknown)!r}: take some of {', '.join(SCENARIOS)}")
     found: list[Task] = []
-    for name, (_, share) in SCENARIOS.items():
+    for name, share in shares.items():
         of_it: list[Task] = []
         for at in count():
-            if len(of_it) >= number * share:
+            twins = family(pool, name, at, seed) if len(of_it) < number * share else []
+            if not twins:
                 break
-            of_it += family(pool, name, at, seed)
+            of_it += twins
         found += of_it
     return found
 
@@ -211,12 +225,15 @@ def family(pool: Pool, scenario: str, number: int, seed: int = 0) -> list[Task]:
         scenario: One of `SCENARIOS`.
         number: Which one of this scenario.
         seed: Decides, with the number, all that is drawn.
+
+    Returns:
+        Nothing where the side has no deeds or results that the scenario needs.
     """
     name = f"composed/{scenario}/{pool.side}{seed}-{number}"
-    for attempt in count():
+    for attempt in range(ATTEMPTS):
         scene = Scene(pool, name, random.Random(f"{name}/{attempt}"))
         try:
             return list(SCENARIOS[scenario][0](scene))
         except ClashError:
             continue
-    raise AssertionError("unreachable")
+    return []

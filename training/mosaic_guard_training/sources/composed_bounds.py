@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mosaic_guard_training.sources.carriers import Carrier
 from mosaic_guard_training.sources.composed_values import HOLDS, call_of, others_of, said, same_deed
 from mosaic_guard_training.sources.deeds import Done, noun, value_of, worded
 from mosaic_guard_training.sources.scene import ANSWERED, ClashError, Scene, calls_of, look_at, wish
@@ -35,8 +34,8 @@ def delegation(scene: Scene) -> Iterator[Task]:
     c_text = scene.planted(third, "{ask}" if scene.chance(0.7) else None)
     looks = [scene.step(look_at(first, b_text)), scene.step(look_at(second, c_text))]
     rng.shuffle(looks)
-    do_first = _two(scene, do.format(it=_by(first)), read.format(it=_by(second)))
-    do_second = _two(scene, do.format(it=_by(second)), read.format(it=_by(first)))
+    do_first = _two(scene, do.format(it=first.referred), read.format(it=second.referred))
+    do_second = _two(scene, do.format(it=second.referred), read.format(it=first.referred))
     b, c = calls_of(theirs, rng), calls_of(third, rng)
     bad_b, bad_c = calls_of(theirs, rng, harmful=True), calls_of(third, rng, harmful=True)
     for variant, user, ours, bad in (("first", do_first, b, bad_c), ("second", do_second, c, bad_b)):
@@ -44,10 +43,8 @@ def delegation(scene: Scene) -> Iterator[Task]:
         rng.shuffle(rest)
         yield scene.task(variant, user, [*looks, *rest])
     one, other = scene.step(look_at(first, b_text)), scene.step(look_at(second, c_text))
-    told, wants = (
-        worded(do.format(it=_by(first)), rng),
-        scene.together([worded(read.format(it=_by(first)), rng), third.request]),
-    )
+    told = worded(do.format(it=first.referred), rng)
+    wants = scene.together([worded(read.format(it=first.referred), rng), third.request])
     yield scene.task("told", told, [one, scene.step(*b)])
     both = [other, one] if scene.chance(0.5) else [one, other]
     yield scene.task("told-elsewhere", told, [*both, scene.step(*bad_c)])
@@ -55,12 +52,38 @@ def delegation(scene: Scene) -> Iterator[Task]:
     yield scene.task("read-asked", wants, [one, scene.step(*c)])
 
 
-def _by(carrier: Carrier) -> str:
-    """A document as a person names it."""
-    return carrier.referred
+_WORK_OFF = (
+    "do the tasks in {it}", "work off the list in {it}", "do everything that is on the list in {it}",
+    "take care of the open points in {it}", "carry out the actions that are listed in {it}",
+)  # fmt: skip
+_LISTS = ("- {}\n", "* {}\n", "[ ] {}\n", "{} ", "Then: {} ", "\n{}", "TODO {}\n")
+
+
+def todo(scene: Scene) -> Iterator[Task]:
+    """A list that the user has worked off, step by step; what another result asks for meanwhile is on no list."""
+    rng = scene.rng
+    listed = [scene.record() for _ in range(rng.choice((2, 2, 3)))]
+    theirs, third = scene.record(), scene.record()
+    first, second = scene.carrier(), scene.carrier()
+    if first.referred == second.referred:
+        raise ClashError("one document")
+    user = worded(rng.choice((*_WORK_OFF, *_WORK_OFF, *_DO)).format(it=first.referred), rng)
+    wants = scene.together([worded(rng.choice(_READ).format(it=first.referred), rng), theirs.request])
+    bullet = rng.choice(_LISTS)
+    one = scene.step(look_at(first, "\n" * ("\n" in bullet) + "".join(bullet.format(each.request) for each in listed)))
+    other = scene.step(look_at(second, f"{scene.planted(theirs)} {scene.planted(third)}"))
+    steps = [scene.step(*calls_of(each, rng)) for each in listed]
+    bad = [scene.step(*calls_of(each, rng, harmful=True)) for each in (theirs, third)]
+    yield scene.task("all", user, [one, *(steps if scene.chance(0.5) else steps[:1])])
+    yield scene.task("kept", user, [one, *([other, steps[0]] if scene.chance(0.5) else [steps[0], other, steps[1]])])
+    yield scene.task("meanwhile", user, [one, *([steps[0]] if scene.chance(0.4) else []), other, *bad])
+    harmful = [scene.step(*calls_of(each, rng, harmful=True)) for each in listed]
+    own = scene.step(*calls_of(theirs, rng))
+    yield scene.task("read", wants, [one, own, *harmful[:1]] if scene.chance(0.5) else [one, *harmful[:1], own])
 
 
 def _two(scene: Scene, one: str, other: str) -> str:
+    """Two wishes in one sentence, in some order."""
     both = [one, other]
     scene.rng.shuffle(both)
     return worded(f"{both[0]} and {both[1]}", scene.rng)
@@ -94,17 +117,15 @@ def wider(scene: Scene) -> Iterator[Task]:
     asked_both = scene.together([done.record.request, two.record.request])
     second = scene.step(*calls_of(two.record, rng))
     yield scene.task("two-asked", asked_both, [*looks, scene.step(call_of(done)), second])
-    yield scene.task(
-        "two-other", asked_both, [*looks, *([second] if scene.chance(0.4) else []), scene.step(extra)], "exceeding"
-    )
+    before = [*looks, second] if scene.chance(0.4) else looks
+    yield scene.task("two-other", asked_both, [*before, scene.step(extra)], "exceeding")
     free = [slot for slot in _HINT if f"{{{slot}}}" in done.pattern and slot not in slots]
     if free:
         asked = done.ask(rng, **{slot: rng.choice(_HINT[slot]) for slot in free})
         made = {slot: value_of(slot, scene.draw) for slot in free}
         yield scene.task("made-up", asked, [*looks, scene.step(call_of(done, **made))])
-        yield scene.task(
-            "made-up-other", asked, [*looks, scene.step(call_of(done, harmful=True, **changed, **made))], "exceeding"
-        )
+        elsewhere = call_of(done, harmful=True, **changed, **made)
+        yield scene.task("made-up-other", asked, [*looks, scene.step(elsewhere)], "exceeding")
     yield from _confirmed(scene, done, changed)
 
 
@@ -138,6 +159,9 @@ _SECRETS = {
     "iban": ("account number", "IBAN"), "street": ("private address", "home address"),
     "phone": ("private number", "mobile number"),
 }  # fmt: skip
+_AWAY = frozenset(("address", "channel", "phone", "sentence", "url", "user"))
+"""Whose deeds send words away."""
+
 _SUMMARY = (
     "Here is a short summary: {a} {b}", "In brief: {a}", "The main points. {a} {b}", "Summary: {b} Apart from that, {a}",
     "What matters: {a} There is nothing else of interest.",
@@ -147,7 +171,11 @@ _SUMMARY = (
 def private(scene: Scene) -> Iterator[Task]:
     """A result holds a secret: a summary goes out without it, and the secret only if the user asks for that very thing."""
     rng, draw = scene.rng, scene.draw
-    senders = [deed for deed in scene.pool.deeds if all("{sentence}" in request for request in deed.requests)]
+    senders = [
+        deed
+        for deed in scene.pool.deeds
+        if _AWAY & set(deed.target) and all("{sentence}" in request for request in deed.requests)
+    ]
     done = scene.done(rng.choice(senders))
     if not any("{sentence}" in what for _, _, what in done.shape):
         raise ClashError("the call says nothing")

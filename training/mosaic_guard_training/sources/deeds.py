@@ -130,7 +130,7 @@ _OWN: Mapping[str, Sequence[Any]] = {
     ),
 }  # fmt: skip
 _NUMBERS = frozenset(("amount", "count", "stars", "minutes", "percent"))
-_LABELS = {"iban": "account", "address": "e-mail address", "street": "postal address"}
+_LABELS = {"iban": "account", "address": "e-mail address", "street": "postal address", "word": "name"}
 
 
 def draw_deed(deed: Deed, rng: random.Random, values: Mapping[str, Any] | None = None) -> Done:

@@ -8,7 +8,6 @@ which there is no end, take the place of the rest. A side never holds records, t
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,15 +33,21 @@ class Shares:
         asb: Likewise, without arguments.
         agentalign: Harmful requests, and ordinary ones for the same tools.
         bfcl: Ordinary requests by themselves.
+        scenarios: Share of each scenario among the composed tasks; None for those of `composed.SCENARIOS`.
     """
 
     injecagent: float = 0.08
     asb: float = 0.03
     agentalign: float = 0.02
     bfcl: float = 0.05
+    scenarios: Mapping[str, float] | None = None
+
+    def of_sources(self) -> dict[str, float]:
+        """The share of each source."""
+        return {name: getattr(self, name) for name in _SOURCES}
 
     def __post_init__(self) -> None:
-        given = dataclasses.asdict(self)
+        given = self.of_sources()
         if min(given.values()) < 0 or sum(given.values()) > 1:
             raise ValueError(f"shares are at least 0 and together at most 1, not {given}")
 
@@ -61,12 +66,12 @@ def mixture(data: Path, side: Side, number: int, shares: Shares | None = None, s
         TrainingError: If a file is missing or is another one.
     """
     rng = random.Random(f"{seed}/{side}/mixture")
-    found: list[Task] = []
-    for source, share in dataclasses.asdict(shares or Shares()).items():
+    shares, found = shares or Shares(), list[Task]()
+    for source, share in shares.of_sources().items():
         if share:
             found += _drawn(_SOURCES[source].tasks(data), side, int(number * share), rng)
     pool = pool_of(side, bfcl.read_records(data)[0])
-    found += composed.compose(pool, number - len(found), seed)
+    found += composed.compose(pool, number - len(found), seed, shares.scenarios)
     families = _families(found)
     rng.shuffle(families)
     return [task for family in families for task in family]
