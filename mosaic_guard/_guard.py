@@ -8,9 +8,9 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
 Check = Literal["adaptive", "always", "never"]
+PlanMode = Literal["written", "computed"]
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,16 @@ class Guard:
     """Turns a step into decisions.
 
     Args:
-        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the default
-            (SmolLM2-135M-Instruct, run in this process).
+        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the guard that
+            comes with the package (SmolLM2-135M-Instruct with its adapter, run in this process), which brings its own defaults
+            for `threshold`, `check`, `plan` and `limits`.
         policy: Rules that are evaluated before the model: a `Policy`, or the path of a file that holds one.
-        threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1].
+        threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1]. Default 0.5.
         ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].
             Default: nobody is asked.
-        check: Whether the safety block is the model's choice (`adaptive`), always there, or never.
+        check: Whether the safety block is the model's choice (`adaptive`, the default), always there, or never.
+        plan: Whether the model writes its plan (the default), or begins with one that is computed from the evidence
+            (`computed`), which is read and not written, and so costs less time. A chat model writes its whole turn in any case.
         sample: Draw from the model's probabilities instead of taking the likelier: `"decisions"` for the decisions, `True`
             for its text as well. For roll-outs to train on, not for protection.
         seed: Makes sampling repeatable.
@@ -106,7 +110,7 @@ class Guard:
         timeout: Most seconds that `plan` and `check` of one step may take together; after that the guard has failed to judge
             it. None for no limit. A synchronous call then runs in a thread of its own; a model that does not look at
             `Prompt.deadline` goes on there, unheard.
-        limits: Sizes in tokens.
+        limits: Sizes in tokens: `Limits`, or those of its fields that are not the defaults.
 
     Raises:
         MissingExtraError: If the model needs packages that are not installed.
@@ -120,15 +124,23 @@ class Guard:
         model: GuardModel | BaseChatModel | str | os.PathLike[str] | None = None,
         *,
         policy: Policy | str | os.PathLike[str] | None = None,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         ask_threshold: float | None = None,
-        check: Check = "adaptive",
+        check: Check | None = None,
+        plan: PlanMode | None = None,
         sample: bool | Literal["decisions"] = False,
         seed: int | None = None,
         on_error: Literal["refuse", "ask", "act"] = "refuse",
         timeout: float | None = None,
-        limits: Limits | None = None,
+        limits: Limits | Mapping[str, int] | None = None,
     ) -> None:
+        own: Mapping[str, Any] = {}
+        if model is None:
+            model, own = _default_model()
+        threshold = own.get("threshold", 0.5) if threshold is None else threshold
+        check = own.get("check", "adaptive") if check is None else check
+        plan = own.get("plan", "written") if plan is None else plan
+        limits = own.get("limits") if limits is None else limits
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is a probability in (0, 1], not {threshold!r}")
         if ask_threshold is not None and not 0 < ask_threshold <= threshold:
@@ -137,6 +149,8 @@ class Guard:
             )
         if check not in ("adaptive", "always", "never"):
             raise ValueError(f"check is 'adaptive', 'always' or 'never', not {check!r}")
+        if plan not in ("written", "computed"):
+            raise ValueError(f"plan is 'written' or 'computed', not {plan!r}")
         if sample not in (False, True, "decisions"):
             raise ValueError(f"sample is False, True or 'decisions', not {sample!r}")
         if on_error not in ("refuse", "ask", "act"):
@@ -148,18 +162,19 @@ class Guard:
         self.threshold = threshold
         self.ask_threshold = ask_threshold
         self.check_mode: Check = check
+        self.plan_mode: PlanMode = plan
         self.sample: bool | Literal["decisions"] = sample
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self.on_error = on_error
         self.timeout = timeout
-        self.limits = limits or Limits()
+        self.limits = limits if isinstance(limits, Limits) else Limits(**limits or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] = "default", **options: Any) -> Guard:
-        """The default guard, or one that `mosaic_guard.train` wrote.
+        """The guard that comes with the package, its base model without any training, or one that `mosaic_guard.train` wrote.
 
         Args:
-            path: `"default"`, or a directory with a `manifest.json`.
+            path: `"default"`, `"untrained"`, or a directory with a `manifest.json`.
             **options: As for `Guard`; they win over what the manifest says.
 
         Raises:
@@ -167,19 +182,20 @@ class Guard:
         """
         if str(path) == "default":
             return cls(**options)
-        from mosaic_guard.models.manifest import read_manifest
+        if str(path) == "untrained":
+            from mosaic_guard.models.local import LocalGuardModel
 
-        manifest = read_manifest(Path(path))
-        from mosaic_guard.models.local import LocalGuardModel
-
-        model = LocalGuardModel(manifest.base_model, adapter=manifest.adapter)
-        return cls(model, **{**manifest.guard_options, **options})
+            return cls(LocalGuardModel(), **options)
+        model, own = _trained(Path(path))
+        return cls(model, **{**own, **options})
 
     def describe(self) -> dict[str, Any]:
         """What a trace's header says about the guard."""
         return {
             **self.model.describe(),
             "check": self.check_mode,
+            "plan": self.plan_mode,
+            "limits": asdict(self.limits),
             "threshold": self.threshold,
             "sample": self.sample,
         }
@@ -270,7 +286,8 @@ class Guard:
             operator=self.policy.text,
             check=self.check_mode,
         )
-        return replace(prompt, seed=self.step_seed(key) if self.sample is True else None, deadline=deadline)
+        seed = self.step_seed(key) if self.sample is True else None
+        return replace(prompt, plan=self.plan_mode, seed=seed, deadline=deadline)
 
     def step_seed(self, key: str) -> int:
         """The seed of one step's sampling, from the guard's seed and the step's key."""
@@ -419,6 +436,27 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
+def _default_model() -> tuple[GuardModel, Mapping[str, Any]]:
+    """The guard model that comes with the package, and the options of `Guard` that it is for."""
+    from mosaic_guard.models.manifest import SHIPPED
+
+    if SHIPPED.is_dir():
+        return _trained(SHIPPED)
+    from mosaic_guard.models.local import LocalGuardModel
+
+    return LocalGuardModel(), {}
+
+
+def _trained(directory: Path) -> tuple[GuardModel, Mapping[str, Any]]:
+    """The model of a guard that training wrote, and the options of `Guard` that it is for."""
+    from mosaic_guard.models.manifest import read_manifest
+
+    manifest = read_manifest(directory)
+    from mosaic_guard.models.local import LocalGuardModel
+
+    return LocalGuardModel(manifest.base_model, adapter=manifest.adapter), manifest.guard_options
+
+
 def _model(model: Any) -> GuardModel:
     if isinstance(model, GuardModel):
         return model
@@ -428,7 +466,7 @@ def _model(model: Any) -> GuardModel:
         from mosaic_guard.models.chat import ChatGuardModel
 
         return ChatGuardModel(model)
-    if model is None or isinstance(model, (str, os.PathLike)):
+    if isinstance(model, (str, os.PathLike)):
         from mosaic_guard.models.local import LocalGuardModel
 
         return LocalGuardModel(model)

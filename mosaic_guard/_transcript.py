@@ -154,6 +154,7 @@ class Prompt:
         folded: How many earlier steps the new turns fold; 0 unless a segment begins.
         limits: Sizes.
         check: Whether the safety block is the model's choice, always there or never.
+        plan: Whether the model writes its plan or begins with the one that the evidence gives.
         seed: Seed of the model's sampling; None to take the likelier.
         deadline: When the answer is no longer waited for; a model that can stop in between calls its `check()`.
     """
@@ -165,6 +166,7 @@ class Prompt:
     folded: int = 0
     limits: Limits = field(default_factory=Limits)
     check: Literal["adaptive", "always", "never"] = "adaptive"
+    plan: Literal["written", "computed"] = "written"
     seed: int | None = None
     deadline: Deadline | None = field(default=None, compare=False, repr=False)
 

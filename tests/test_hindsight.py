@@ -14,9 +14,10 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from tiny_model import tiny_model, tiny_tokenizer
 
 from mosaic_guard import Guard, TraceWriter, Trajectory, read_traces
+from mosaic_guard._computed_plan import plan_text
 from mosaic_guard._transcript import Limits
 from mosaic_guard.models.local import LocalGuardModel, _Writer
-from mosaic_guard_training.hindsight import EvidencePlanModel, HindsightModel, hindsight, plan_text
+from mosaic_guard_training.hindsight import HindsightModel, hindsight
 from mosaic_guard_training.importing import Conversation, import_conversations, main
 from mosaic_guard_training.pairs import build_pairs
 from mosaic_guard_training.replay import rejudge, steps_as_judged
@@ -208,7 +209,8 @@ def test_a_plan_is_one_line_within_its_limit_that_forges_nothing(
 def test_a_computed_plan_leaves_the_verdict_to_the_model(tmp_path: Path) -> None:
     model, tokenizer = tiny_model()
     trajectory = imported(tmp_path)
-    guard = Guard(EvidencePlanModel(LocalGuardModel.of(model, tokenizer, name="tiny")), check="never", threshold=1.0)
+    tiny = LocalGuardModel.of(model, tokenizer, name="tiny")
+    guard = Guard(tiny, plan="computed", check="never", threshold=1.0)
     judged = rejudge(trajectory, guard)
     taught = hindsight(trajectory, teacher(), check="never")
     for judgement, step in zip(judged, taught.steps, strict=True):

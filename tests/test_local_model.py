@@ -65,10 +65,11 @@ def judge_thread(guard: Guard, turns: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("sample", [False, True, "decisions"])
+@pytest.mark.parametrize("plan", ["written", "computed"])
 @pytest.mark.parametrize("check", ["adaptive", "always", "never"])
-def test_pieces_are_the_exact_tokens_and_their_kinds(tiny: Any, sample: Any, check: Any) -> None:
+def test_pieces_are_the_exact_tokens_and_their_kinds(tiny: Any, sample: Any, check: Any, plan: Any) -> None:
     model = local(tiny)
-    guard = Guard(model, sample=sample, seed=1, check=check, limits=LIMITS)
+    guard = Guard(model, sample=sample, seed=1, check=check, plan=plan, limits=LIMITS)
     for judgement in judge_thread(guard, 3):
         turn = judgement.judged.turns[-1]
         for piece in turn.pieces:
@@ -81,6 +82,8 @@ def test_pieces_are_the_exact_tokens_and_their_kinds(tiny: Any, sample: Any, che
         if check != "adaptive":
             assert (judgement.safety_thoughts is not None) == (check == "always")
         sampled = [p for p in turn.pieces if p.kind == "sampled"]
+        if plan == "computed" and check == "never":
+            assert {p.text for p in sampled} <= {" act", " refuse"}
         assert [p.text for p in sampled if p.text in (" act", " refuse")] == [f" {v}" for v in blocks.verdicts]
         assert all(p.kind == "context" for t in judgement.judged.turns[:-1] for p in t.pieces)
 
@@ -115,6 +118,26 @@ def test_only_new_tokens_are_computed(tiny: Any, monkeypatch: pytest.MonkeyPatch
     judgements = judge_thread(Guard(model, limits=LIMITS), 5)
     total = sum(len(t.ids) for j in judgements for t in j.judged.turns)
     assert sum(seen) <= total
+
+
+def test_a_computed_plan_is_read_once_and_says_where_values_come_from(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = local(tiny)
+    reads: list[int] = []
+    forward = model.model.forward
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        reads.append(kwargs["input_ids"].shape[1])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", counting)
+    guard = Guard(model, plan="computed", check="never", threshold=1.0, limits=Limits(plan=200))
+    (judgement,) = judge_thread(guard, 1)
+    assert len(reads) == 2  # one for each verdict
+    assert judgement.think.startswith('look: the user said "look at all')
+    assert "pay: " in judgement.think
+    assert guard.describe()["plan"] == "computed"
 
 
 def test_remembered_logits_change_nothing_and_are_not_computed_again(

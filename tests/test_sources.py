@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from mosaic_guard import Guard, ScriptedGuardModel
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.rollout import play, record
 from mosaic_guard_training.simulated import simulate
-from mosaic_guard_training.sources import agent_safetybench, agentalign, asb, injecagent
+from mosaic_guard_training.sources import agent_safetybench, agentalign, asb, bfcl, injecagent
 from mosaic_guard_training.sources.__main__ import SOURCES, main, tasks_of
 from mosaic_guard_training.sources.agentalign_ordinary import ORDINARY
 from mosaic_guard_training.sources.files import SourceFiles
 from mosaic_guard_training.sources.injecagent_arguments import arguments_of, email_arguments
+from mosaic_guard_training.sources.leaks import family_of
 from mosaic_guard_training.sources.splits import (
     FILE,
     SHARED,
@@ -41,6 +43,7 @@ from mosaic_guard_training.tasks import Task, read_tasks, task_from_dict
 
 DATA = Path(os.environ.get("MOSAIC_DATA", ""))
 has_data = pytest.mark.skipif("MOSAIC_DATA" not in os.environ, reason="MOSAIC_DATA names no directory of public data")
+has_bfcl = pytest.mark.skipif(not (DATA / "bfcl_eval").is_dir(), reason="MOSAIC_DATA holds no bfcl_eval")
 TABLE = json.loads(FILE.read_text(encoding="utf-8"))
 
 
@@ -438,9 +441,40 @@ def test_the_data_makes_tasks(tmp_path: Path, source: str, counts: dict[str, int
 
 
 @has_data
+@has_bfcl
 @pytest.mark.slow
 def test_the_committed_split_is_made_of_the_data() -> None:
     assert make_splits(DATA) == TABLE
+
+
+@has_data
+@has_bfcl
+@pytest.mark.slow
+def test_bfcl_makes_records_and_says_what_it_left_out() -> None:
+    records, skipped = bfcl.read_records(DATA)
+    assert (len(records), sum(skipped.values())) == (2274, 77)
+    assert len({record.id for record in records}) == len(records)
+    sides = Counter(split_of("bfcl", record.environment) for record in records)
+    assert set(sides) == {"train", "dev", "test"}
+    assert not [record.id for record in records if "multi_turn" in record.id or "irrelevance" in record.id]
+
+
+@has_data
+@has_bfcl
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["train", "dev"])
+def test_a_mixture_is_of_one_side_and_keeps_twins_together(tmp_path: Path, side: str) -> None:
+    file = tmp_path / "tasks.jsonl"
+    command = ["mixture", "--data", str(DATA), "--split", side, "--count", "300", "--output", str(file)]
+    assert main(command) == 0
+    found = read_tasks(file)
+    assert 290 <= len(found) <= 340
+    assert {split_of_task(each) for each in found} == {side}
+    assert not [each.id for each in found if held_out(each.id) or held_out(each.environment)]
+    families = [family_of(each.id) for each in found]
+    assert sum(a != b for a, b in pairwise(families)) + 1 == len(set(families))
+    assert main(command) == 0
+    assert read_tasks(file) == found
 
 
 @has_data

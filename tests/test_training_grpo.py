@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from test_training_methods import environment, kill_after
 from tiny_model import tiny_model
 from training_traces import step
 
-from mosaic_guard import Guard, Outcome, read_traces
+from mosaic_guard import Guard, Limits, Outcome, read_traces
 from mosaic_guard._decision import Decision
 from mosaic_guard._transcript import Piece
 from mosaic_guard.train import main
@@ -27,7 +28,7 @@ from mosaic_guard_training.grpo import Roller, _unique, load_tasks, rewards
 from mosaic_guard_training.outputs import read_losses
 from mosaic_guard_training.rewards import ended, excess, scalar, wins
 from mosaic_guard_training.settings import TrainSettings
-from mosaic_guard_training.toy import LIMITS, SEEN, UNSEEN, held_out_tasks, log_traces, score, toy_tasks, training_tasks
+from mosaic_guard_training.toy import SEEN, UNSEEN, held_out_tasks, log_traces, score, toy_tasks, training_tasks
 from mosaic_guard_training.trainer import quiet_libraries
 
 ROOT = Path(__file__).parent.parent
@@ -180,15 +181,15 @@ def test_a_run_of_roll_outs_leaves_a_guard(base: str, tmp_path: Path, capsys: An
     assert main(options(base, tmp_path / "out")) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["method"] == "grpo"
-    assert manifest["guard_options"] == {"check": "never"}
+    assert manifest["guard_options"] == {"check": "never", "limits": asdict(Limits(plan=1))}
     assert manifest["metrics"]["groups"]["all"] == 4
     losses = read_losses(tmp_path / "out" / "loss.jsonl")
     assert [line["step"] for line in losses] == [1, 2]
     # Four roll-outs share out six wins, whatever their outcomes.
     assert [line["preference"] for line in losses] == [1.5, 1.5]
     assert all(line["silent_groups"] == line["tied_groups"] for line in losses)
-    guard = Guard.load(tmp_path / "out", limits=LIMITS)
-    assert guard.check_mode == "never"
+    guard = Guard.load(tmp_path / "out")
+    assert (guard.check_mode, guard.limits) == ("never", Limits(plan=1))
     assert guard.describe()["adapter"]
     assert "groups taught nothing" in capsys.readouterr().out
 

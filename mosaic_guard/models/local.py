@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_guard._blocks import DECISION, DECISION_END, SAFETY, SAFETY_END, THINK, THINK_END, VERDICTS, verdict_line
+from mosaic_guard._computed_plan import plan_text
 from mosaic_guard._deadline import Deadline, GuardTimeoutError, held
+from mosaic_guard._decision import Verdict
 from mosaic_guard._errors import ModelLoadError
-from mosaic_guard._transcript import Piece, Prompt, Role, Turn
+from mosaic_guard._transcript import Kind, Piece, Prompt, Role, Turn
 from mosaic_guard.models.chat_format import ChatFormat
 from mosaic_guard.models.guard_model import Checked, Decide, GuardModel, Planned
 from mosaic_guard.models.prefix_cache import PrefixCache
@@ -105,12 +107,18 @@ class LocalGuardModel(GuardModel):
         """Number of tokens of a text."""
         return len(self._format.content(text))
 
+    def word(self, verdict: Verdict) -> tuple[int, ...]:
+        """Token ids of a verdict word, with its leading space."""
+        return self._words[verdict]
+
     def describe(self) -> dict[str, Any]:
         """What a trace's header says about the model."""
         return {"model": self.name, "base_model": self.base, "adapter": self._adapter_digest}
 
     def plan(self, prompt: Prompt) -> Planned:
         """Read what is new and write the think block."""
+        if prompt.plan == "computed":
+            return self.state_plan(prompt)
         turns = self._new_turns(prompt)
         with held(self._lock, prompt.deadline):
             ids = [i for turn in (*prompt.turns, *turns) for i in turn.ids]
@@ -120,6 +128,22 @@ class LocalGuardModel(GuardModel):
             writer.force(THINK)
             think = writer.free_text(prompt.limits.plan, THINK_END)
             writer.keep()
+        said = f"{THINK}{think}{THINK_END}"
+        return Planned(think, (*turns, Turn("assistant", tuple(writer.pieces), said)))
+
+    def state_plan(self, prompt: Prompt, kind: Kind = "forced") -> Planned:
+        """The think block with the plan that the evidence gives; nothing is read before `check`.
+
+        Args:
+            prompt: As for `plan`.
+            kind: What the tokens of the plan are.
+        """
+        turns = self._new_turns(prompt)
+        writer = _Writer(self, [], None)
+        writer.add("context", *self._format.before("user", "assistant"))
+        writer.force(THINK)
+        think = plan_text(prompt.step, self.count, prompt.limits.plan)
+        writer.line(kind, think, prompt.limits.plan, THINK_END)
         said = f"{THINK}{think}{THINK_END}"
         return Planned(think, (*turns, Turn("assistant", tuple(writer.pieces), said)))
 
@@ -203,6 +227,15 @@ class _Writer:
     def force(self, text: str) -> None:
         """Append grammar."""
         self.add("forced", text, self._owner._format.content(text))
+
+    def line(self, kind: Kind, text: str, limit: int, end: str) -> None:
+        """Append one line of given text and its end, in the pieces that `free_text` makes of one that is written."""
+        owner = self._owner
+        ids, end_ids = owner._format.content(text), owner._format.content(end)
+        self.add(kind, text, ids)
+        # At the limit the end is not the model's choice.
+        self.add(kind if len(ids) < limit else "forced", owner._text(end_ids[:1]), end_ids[:1])
+        self.add("forced", owner._text(end_ids[1:]), end_ids[1:])
 
     def choose(self, kind: Any, text: str, ids: Sequence[int], chance: float, decode: Any = None) -> None:
         """Append a choice that its first token makes; further tokens follow from it."""

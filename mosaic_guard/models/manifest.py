@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+SHIPPED = Path(__file__).parent.parent / "shipped"
+"""The trained guard that comes with the package: an adapter for the default base model, and its manifest."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -34,7 +37,8 @@ def read_manifest(directory: Path) -> Manifest:
     file = directory / "manifest.json"
     if not file.is_file():
         raise FileNotFoundError(
-            f"no guard at {str(directory)!r}: name 'default', or the --output directory of python -m mosaic_guard.train"
+            f"no guard at {str(directory)!r}: name 'default', 'untrained', or the --output directory of "
+            "python -m mosaic_guard.train"
         )
     try:
         record = json.loads(file.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ safety block opens, each verdict); all else is `context` or `forced` as ever. No
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,8 @@ from mosaic_guard._blocks import (
     DECISION_END,
     SAFETY,
     SAFETY_END,
-    THINK,
-    THINK_END,
     VERDICTS,
     one_line,
-    quoted,
     verdict_line,
 )
 from mosaic_guard._evidence import explain
@@ -35,79 +32,12 @@ from mosaic_guard.models.local import LocalGuardModel, _Writer
 from mosaic_guard_training.replay import steps_as_judged
 
 if TYPE_CHECKING:
-    from mosaic_guard._decision import Call, Step, Verdict
-    from mosaic_guard._evidence import CallEvidence
+    from mosaic_guard._decision import Verdict
     from mosaic_guard._trace import StepRecord, TraceWriter, Trajectory
-    from mosaic_guard._transcript import JudgedStep, Kind, Prompt
-
-_SIZES = ((110, 6), (80, 4), (50, 3), (30, 2), (0, 1), (0, 0))
-"""(characters of the user's words, arguments per origin) that a plan tries, until it fits its limit."""
+    from mosaic_guard._transcript import JudgedStep, Prompt
 
 
-def plan_text(step: Step, count: Callable[[str], int], limit: int) -> str:
-    """A plan that the evidence alone gives: the calls, the words of the user nearest to them, where values come from.
-
-    Args:
-        step: The step, with its evidence.
-        count: Number of tokens of a text.
-        limit: Most tokens that the plan may have.
-    """
-    for words, arguments in _SIZES:
-        parts = [
-            _plan_of(call, known, words // len(step.calls), arguments)
-            for call, known in zip(step.calls, step.evidence, strict=True)
-        ]
-        text = one_line("; ".join(parts))
-        if count(text) <= limit:
-            return text
-    while count(text) > limit:
-        text = text[: len(text) * 3 // 4].rstrip()
-    return text
-
-
-def _plan_of(call: Call, known: CallEvidence, words: int, arguments: int) -> str:
-    said = known.user_words.text if known.user_words and known.user_words.overlap > 0 else ""
-    asked = f"the user said {quoted(said[:words])}" if said and words else "the user asks" if said else "nobody asked"
-    parts = [f"{call.name[:60]}: {asked}"]
-    for kind, where in (("user", "the user"), ("result", "results"), ("agent", "the agent"), ("nowhere", "nowhere")):
-        named = [origin.argument[:30] for origin in known.origins if origin.kind == kind]
-        if named and arguments:
-            parts.append(f"{', '.join(named[:arguments])} from {where}")
-    return ", ".join(parts)
-
-
-class EvidencePlanModel(LocalGuardModel):
-    """A local guard model whose plan is computed from the evidence; the rest of the turn is the model's own.
-
-    Args:
-        model: What it is built around; the two share weights and cache.
-    """
-
-    _plan_kind: Kind = "forced"
-
-    def __init__(self, model: LocalGuardModel) -> None:
-        self.__dict__.update(model.__dict__)
-
-    def plan(self, prompt: Prompt) -> Planned:
-        """Read what is new and write the computed plan."""
-        turns = self._new_turns(prompt)
-        writer = _Writer(self, [], None)
-        writer.add("context", *self._format.before("user", "assistant"))
-        writer.force(THINK)
-        think = plan_text(prompt.step, self.count, prompt.limits.plan)
-        self._write(writer, self._plan_kind, think, prompt.limits.plan, THINK_END)
-        return Planned(think, (*turns, Turn("assistant", tuple(writer.pieces), f"{THINK}{think}{THINK_END}")))
-
-    def _write(self, writer: _Writer, kind: Kind, text: str, limit: int, end: str) -> None:
-        """One line of given text and its end, in the pieces that `_Writer.free_text` makes of a sampled one."""
-        ids, end_ids = self._format.content(text), self._format.content(end)
-        writer.add(kind, text, ids)
-        # At the limit the end is not the model's choice.
-        writer.add(kind if len(ids) < limit else "forced", self._text(end_ids[:1]), end_ids[:1])
-        writer.add("forced", self._text(end_ids[1:]), end_ids[1:])
-
-
-class HindsightModel(EvidencePlanModel):
+class HindsightModel(LocalGuardModel):
     """Writes given verdicts as training targets; it has a tokenizer and no weights.
 
     Args:
@@ -115,14 +45,17 @@ class HindsightModel(EvidencePlanModel):
         name: Path or hub id of the base model.
         window: Its context length in tokens.
         safety: Whether a step with a refusal opens the safety block, which then says what the evidence says.
-    """
 
-    _plan_kind: Kind = "target"
+    Attributes:
+        verdicts: What to write of each call.
+        taught: Whether that is a target; empty: it is.
+    """
 
     def __init__(self, tokenizer: Any, *, name: str, window: int = 8192, safety: bool = True) -> None:
         self.base = self.name = name
         self.window, self.safety = window, safety
         self.verdicts: Sequence[Verdict] = ()
+        self.taught: Sequence[bool] = ()
         self._adapter_digest, self._cache, self._lock = None, None, threading.Lock()
         self._format = ChatFormat(tokenizer)
         self._words = {verdict: self._format.content(f" {verdict}") for verdict in VERDICTS}
@@ -133,9 +66,9 @@ class HindsightModel(EvidencePlanModel):
         told.verdicts = tuple(verdicts)
         return told
 
-    def word(self, verdict: Verdict) -> tuple[int, ...]:
-        """Token ids of a verdict word, with its leading space."""
-        return self._words[verdict]
+    def plan(self, prompt: Prompt) -> Planned:
+        """Write the computed plan: a target, unless the guard that is taught computes it too."""
+        return self.state_plan(prompt, "forced" if prompt.plan == "computed" else "target")
 
     def check(self, prompt: Prompt, planned: Planned, decide: Decide) -> Checked:
         """Write the safety block, if there is to be one, and the given verdicts."""
@@ -144,7 +77,7 @@ class HindsightModel(EvidencePlanModel):
         safety = self._safety_text(prompt)
         self._open(writer, prompt, safety is not None)
         if safety is not None:
-            self._write(writer, "target", safety, prompt.limits.safety, SAFETY_END)
+            writer.line("target", safety, prompt.limits.safety, SAFETY_END)
             writer.force(DECISION)
         probabilities = []
         for index, wanted in enumerate(self.verdicts):
@@ -152,7 +85,8 @@ class HindsightModel(EvidencePlanModel):
             probabilities.append(float(wanted == "refuse"))
             verdict, kind = decide(index, probabilities[-1])
             ids = self._words["refuse" if verdict == "refuse" else "act"]
-            writer.choose("target" if kind == "sampled" else kind, f" {verdict}", ids, 1.0)
+            taught = kind == "sampled" and (not self.taught or self.taught[index])
+            writer.choose("target" if taught else "forced" if kind == "sampled" else kind, f" {verdict}", ids, 1.0)
             writer.force("\n")
         writer.force(DECISION_END)
         pieces = (*started.pieces, *writer.pieces)
@@ -227,7 +161,7 @@ def hindsight(
                 seconds={},
             )
         )
-    return replace(trajectory, guard=Guard(teacher, check=check).describe(), steps=steps)
+    return replace(trajectory, guard=Guard(teacher, check=check, limits=limits).describe(), steps=steps)
 
 
 def write_trajectory(writer: TraceWriter, trajectory: Trajectory) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mosaic_guard._transcript import Limits
+
 if TYPE_CHECKING:
-    from mosaic_guard._trace import Trajectory
     from mosaic_guard_training.model import Start
     from mosaic_guard_training.settings import TrainSettings
 
@@ -98,11 +100,18 @@ def metrics_of(
     }
 
 
-def guard_options(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """Options that the trained guard should run with: how it checks, if all traces agree and it is not the default."""
-    checks = {trajectory.guard.get("check", "adaptive") for trajectory in trajectories}
-    only = next(iter(checks)) if len(checks) == 1 else "adaptive"
-    return {} if only == "adaptive" else {"check": only}
+def guard_options(guards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Options that the trained guard should run with: `check`, `plan` and `limits`, where all agree and it is not the default.
+
+    Args:
+        guards: What the guards that it learnt from say of themselves, as `Guard.describe` does.
+    """
+    found: dict[str, Any] = {}
+    for name, default in (("check", "adaptive"), ("plan", "written"), ("limits", asdict(Limits()))):
+        values = [guard.get(name, default) for guard in guards]
+        if values and values[0] != default and all(value == values[0] for value in values):
+            found[name] = values[0]
+    return found
 
 
 def git_revision(directory: Path) -> str | None:

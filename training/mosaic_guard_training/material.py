@@ -94,6 +94,47 @@ def from_pairs(pairs: Sequence[PreferencePair], settings: TrainSettings, limit: 
     return _material(paired, counts, paired, left_out)
 
 
+def taught(trajectories: Sequence[Trajectory]) -> list[Side]:
+    """Lessons: trajectories whose guard's words are targets as they stand, whatever became of them."""
+    return [
+        Side(trajectory.id, segments(trajectory.steps))
+        for trajectory in trajectories
+        if any(piece.kind == "target" and piece.ids for step in trajectory.steps for piece in step.pieces)
+    ]
+
+
+def from_lessons(
+    sides: Sequence[Side], pairs: Sequence[PreferencePair], settings: TrainSettings, limit: int
+) -> Material:
+    """What SFT trains on where some traces are lessons: those, and the better sides of the pairs that the others give.
+
+    Args:
+        sides: The lessons.
+        pairs: Pairs of the other trajectories.
+        settings: The budget; the seed decides the order.
+        limit: Most tokens of a segment.
+
+    Raises:
+        TrainingError: If a segment is longer, or too few rows are left.
+    """
+    named = [("lessons", side) for side in sides] + [("pairs", pair.chosen) for pair in pairs]
+    random.Random(f"{settings.seed}\0lessons").shuffle(named)
+    kept: list[SideRow] = []
+    counts, tokens, most = Counter[str](), 0, _per_epoch(settings)
+    for kind, side in named:
+        row = side_row(side, limit)
+        if row is None:
+            continue
+        if len(kept) == settings.max_pairs or (most is not None and tokens + len(row) > most):
+            break
+        kept.append(row)
+        counts[kind] += 1
+        tokens += len(row)
+    left_out = [f"  left out for the budget: {len(named) - len(kept)}"] if len(kept) < len(named) else []
+    enough(dict(counts), settings, "lessons")
+    return _material(kept, dict(counts), kept, left_out)
+
+
 def from_labels(sides: Sequence[LabelledSide], settings: TrainSettings, limit: int) -> Material:
     """What KTO trains on: each trajectory once, in an order that the seed decides, within the budget.
 

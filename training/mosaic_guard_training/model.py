@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic_guard._errors import ModelLoadError
+from mosaic_guard.models.manifest import SHIPPED
 from mosaic_guard_training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def starting_point(trajectories: Sequence[Trajectory], adapter: str | None, base
     base = _agreed(next(iter(bases)), base_model, "traces")
     if adapter == "none" or (adapter is None and digests == {None}):
         return Start(base)
+    if adapter is None and digests == {_digest_of(SHIPPED)}:
+        adapter = str(SHIPPED)
     if adapter is None:
         used = ", ".join(sorted(digest or "no adapter" for digest in digests))
         raise TrainingError(
@@ -100,7 +103,15 @@ def named_start(base_model: str, adapter: str | None) -> Start:
     if adapter in (None, "none"):
         return Start(base_model)
     directory = _adapter_directory(Path(str(adapter)))
-    return Start(base_model, directory, hashlib.sha256((directory / ADAPTER_WEIGHTS).read_bytes()).hexdigest()[:12])
+    return Start(base_model, directory, _digest_of(directory))
+
+
+def _digest_of(directory: Path) -> str | None:
+    """What traces name an adapter by; None where there is none."""
+    for file in (directory / ADAPTER_WEIGHTS, directory / "adapter" / ADAPTER_WEIGHTS):
+        if file.is_file():
+            return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    return None
 
 
 def _agreed(base: str, wanted: str | None, what: str) -> str:

@@ -7,28 +7,31 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
 
 from mosaic_guard._trace import Trajectory, read_traces
+from mosaic_guard._transcript import Limits
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.material import (
     Material,
     counted,
     enough,
     from_labels,
+    from_lessons,
     from_pairs,
     from_tasks,
     labels_of,
     listed,
     read_preference_file,
+    taught,
     unpaired,
 )
 from mosaic_guard_training.model import Start, named_start, preferred_start, starting_point
 from mosaic_guard_training.outputs import Output, data_digest, read_losses, trace_files, write_json
-from mosaic_guard_training.pairs import Pairs, PreferencePair, build_pairs
+from mosaic_guard_training.pairs import Pairs, PreferencePair, Side, build_pairs
 from mosaic_guard_training.settings import TrainSettings
 from mosaic_guard_training.twins import REFUSE, word_ids
 
@@ -47,6 +50,7 @@ class _Source:
         trajectories: Of traces.
         pairs: Of a preference file.
         tasks: Of an environment.
+        lessons: Of traces, for SFT: trajectories whose guard's words are targets as they stand; they are in no pair.
     """
 
     start: Start
@@ -54,6 +58,7 @@ class _Source:
     trajectories: list[Trajectory] = field(default_factory=list)
     pairs: list[PreferencePair] = field(default_factory=list)
     tasks: list[Any] = field(default_factory=list)
+    lessons: list[Side] = field(default_factory=list)
 
 
 def train(settings: TrainSettings, console: Console | None = None) -> Output:
@@ -148,7 +153,9 @@ class _Run:
         trajectories = self._read()
         start = starting_point(trajectories, settings.adapter, settings.base_model)
         data = {"digest": data_digest(files), "files": len(files), "trajectories": len(trajectories)}
-        return _Source(start, data, trajectories=trajectories)
+        return _Source(
+            start, data, trajectories=trajectories, lessons=taught(trajectories) if settings.method == "sft" else []
+        )
 
     def _read(self) -> list[Trajectory]:
         assert self._settings.traces is not None
@@ -169,13 +176,14 @@ class _Run:
         self._say(f"{what} {listed(counts)}")
         for reason, number in sorted(found.skipped.items()):
             self._say(f"  left out: {number} {reason}")
-        enough(counts, self._settings)
+        if not source.lessons:
+            enough(counts, self._settings)
         return found.pairs
 
     def _made(self, source: _Source, refuse_ids: Sequence[int]) -> Pairs:
-        settings = self._settings
+        settings, lessons = self._settings, {side.trajectory for side in source.lessons}
         return build_pairs(
-            source.trajectories,
+            [trajectory for trajectory in source.trajectories if trajectory.id not in lessons],
             refuse_ids,
             per_task=settings.pairs_per_task,
             harmless_twins=settings.harmless_twins,
@@ -196,9 +204,12 @@ class _Run:
             self._say(f"{len(source.trajectories) or len(source.pairs)} {'trajectories' if source.trajectories else 'pairs'} "
                       f"give {len(sides)} labelled trajectories")  # fmt: skip
             found = from_labels(sides, settings, limit)
+        elif source.lessons:
+            self._say(f"{len(source.lessons)} trajectories are lessons")
+            found = from_lessons(source.lessons, pairs, settings, limit)
         else:
             found = from_pairs(pairs, settings, limit)
-        what = {"grpo": "tasks", "kto": "trajectories"}.get(settings.method, "pairs")
+        what = {"grpo": "tasks", "kto": "trajectories"}.get(settings.method, "lessons" if source.lessons else "pairs")
         notes = [note for note in found.left_out if not note.startswith("warning")]
         tokens = f": {found.tokens:,} tokens, {settings.epochs:g} times" if found.tokens else ""
         for note in notes:
@@ -267,13 +278,17 @@ class _Run:
         if settings.method == "grpo":
             groups = settings.batch_size // settings.rollouts * int(os.environ.get("WORLD_SIZE", "1"))
         metrics = metrics_of(losses, material.counts, material.tokens, groups)
-        options = {"check": settings.check} if settings.method == "grpo" and settings.check != "adaptive" else {}
+        if settings.method == "grpo":
+            limits = Limits(plan=settings.plan_tokens, safety=settings.safety_tokens)
+            guards = [{"check": settings.check, "limits": asdict(limits)}]
+        else:
+            guards = [trajectory.guard for trajectory in source.trajectories]
         record = manifest(
             start=source.start,
             settings=settings,
             data=source.data,
             metrics=metrics,
-            guard_options=guard_options(source.trajectories) if source.trajectories else options,
+            guard_options=guard_options(guards),
             dtype=dtype,
         )
         write_json(self._output.manifest, record)

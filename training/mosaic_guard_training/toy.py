@@ -5,7 +5,7 @@ The best guard refuses exactly the second: its value is 1, that of a guard that 
 
     python -m mosaic_guard_training.toy log runs/toy/traces        # what the untrained guard does, to train DPO on
     python -m mosaic_guard.train --recipe training/mosaic_guard_training/recipes/toy_dpo.yaml
-    python -m mosaic_guard_training.toy score default runs/toy/dpo  # on people that training never saw
+    python -m mosaic_guard_training.toy score untrained runs/toy/dpo  # on people that training never saw
 
 Left out: texts that persuade, more than one call, outcomes that nobody knows.
 """
@@ -153,10 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log.add_argument("directory", type=Path)
     log.add_argument("--samples", type=int, default=1)
     scoring = verbs.add_parser("score", help="score guards on held-out tasks")
-    scoring.add_argument("guard", nargs="+", help='"default", or a directory that training wrote')
+    scoring.add_argument("guard", nargs="+", help='"untrained", or a directory that training wrote')
     options = parser.parse_args(arguments)
     if options.verb == "log":
-        guard = Guard(check="never", sample="decisions", seed=0, limits=LIMITS)
+        guard = Guard.load("untrained", check="never", sample="decisions", seed=0, limits=LIMITS)
         log_traces(options.directory, guard, training_tasks(), options.samples)
         return
     for name in options.guard:

@@ -58,7 +58,7 @@ class FormTeacher(HindsightModel):
         for index, verdict in enumerate(self.verdicts):
             writer.force(verdict_line(index))
             decide(index, float(verdict == "refuse"))
-            self._write(writer, "target", self._draw.choice(REFUSALS if verdict == "refuse" else ACTS), TOKENS, "\n")
+            writer.line("target", self._draw.choice(REFUSALS if verdict == "refuse" else ACTS), TOKENS, "\n")
         writer.force(DECISION_END)
         pieces = (*started.pieces, *(piece for piece in writer.pieces if piece.ids))
         said = started.content + "".join(piece.text for piece in writer.pieces)

@@ -200,11 +200,11 @@ def guard_scores(settings: RankingSettings, cases: Cases, adapter: Path | None) 
     if todo:
         from mosaic_guard import Guard
         from mosaic_guard.models.local import LocalGuardModel
-        from mosaic_guard_training.hindsight import EvidencePlanModel
 
         model = LocalGuardModel(settings.base, adapter=adapter)
         # At threshold 1 every call acts, as it did: the transcript is the one of training.
-        guard = Guard(EvidencePlanModel(model) if settings.plan == "evidence" else model, check="never", threshold=1.0)
+        plan = "computed" if settings.plan == "evidence" else "written"
+        guard = Guard(model, plan=plan, check="never", threshold=1.0)
         with file.open("a", encoding="utf-8") as stream:
             for number, trajectory in enumerate(todo.values(), 1):
                 found = score(trajectory, guard)

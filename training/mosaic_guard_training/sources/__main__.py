@@ -1,6 +1,7 @@
 """`python -m mosaic_guard_training.sources SOURCE --data DIR --output FILE`: a public source as a file of tasks.
 
-SOURCE may also be `splits`: then FILE gets what `splits.json` holds.
+SOURCE may also be `splits`: then FILE gets what `splits.json` holds; or `mixture`: then it gets `--count` tasks of all of
+them (`mixture.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.sources.splits import FILE, make_splits, split_of_task
 from mosaic_guard_training.tasks import Task, TaskError, write_tasks
 
-SOURCES = ("injecagent", "asb", "agent_safetybench", "agentalign")
+SOURCES = ("injecagent", "asb", "agent_safetybench", "agentalign", "bfcl", "composed")
 
 
 def tasks_of(source: str, data: Path) -> Iterator[Task]:
@@ -41,11 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mosaic_guard_training.sources", description="Write a public source as a file of tasks."
     )
-    parser.add_argument("source", choices=[*SOURCES, "splits"])
+    parser.add_argument("source", choices=[*SOURCES, "splits", "mixture"])
     parser.add_argument("--data", type=Path, required=True, help="directory that holds the source's directory")
     parser.add_argument("--output", type=Path, help="file to write; for splits by default the committed one")
     parser.add_argument("--split", choices=["train", "dev", "test"], help="only tasks of this side of splits.json")
+    parser.add_argument("--count", type=int, default=20_000, help="mixture: about how many tasks")
+    parser.add_argument("--seed", type=int, default=0, help="mixture: what is drawn")
     given = parser.parse_args(arguments)
+    if given.source == "mixture" and given.split is None:
+        parser.error("--split: say which side the mixture is of")
     try:
         if given.source == "splits":
             where = given.output or FILE
@@ -54,7 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if given.output is None:
             parser.error("--output: name the file to write")
-        found = [task for task in tasks_of(given.source, given.data) if given.split in (None, split_of_task(task))]
+        if given.source == "mixture":
+            from mosaic_guard_training.sources.mixture import mixture
+
+            found = mixture(given.data, given.split, given.count, seed=given.seed)
+        else:
+            found = [task for task in tasks_of(given.source, given.data) if given.split in (None, split_of_task(task))]
         count = write_tasks(given.output, found)
     except (TrainingError, TaskError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,10 @@ are on one side, but for Terminal and Gmail, which appear with almost all others
 reported apart). An InjecAgent case whose person and attacker use toolkits of different sides is on none. Of
 Agent-SafetyBench the cases that repeat an instruction of ToolEmu or InjecAgent are on none.
 
+BFCL's records are split by the functions that they call: functions that are called together, that stand in one group of
+`live_*` records, or whose names differ in a digit only are on one side. Composed tasks take both records from one side, and
+deeds and kinds of results from the same; their environment names all of them.
+
 `python -m mosaic_guard_training.sources splits --data DIR` makes the file; the same data and seed make the same file.
 """
 
@@ -22,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mosaic_guard_training.errors import TrainingError
 
 if TYPE_CHECKING:
+    from mosaic_guard_training.sources.bfcl import Record
     from mosaic_guard_training.tasks import Task
 
 Split = Literal["train", "dev", "test", "none"]
@@ -75,6 +80,8 @@ def split_of(source: str, name: str) -> Split:
     if name in sides["cases"]:
         return sides["cases"][name]  # type: ignore[no-any-return]
     environments = sides["environments"] or table["toolkits"]
+    if source == "composed":
+        environments = {**table["sources"]["bfcl"]["environments"], **environments}
     unknown = [part for part in name.split("+") if part not in environments]
     if unknown:
         raise ValueError(f"{source} has no case or environment {unknown[0]!r}")
@@ -116,7 +123,9 @@ def make_splits(data: Path, seed: int = SEED) -> dict[str, Any]:
     Raises:
         TrainingError: If a file is missing or is another one.
     """
-    from mosaic_guard_training.sources import agent_safetybench, agentalign, asb, injecagent
+    from mosaic_guard_training.sources import agent_safetybench, agentalign, asb, bfcl, injecagent
+    from mosaic_guard_training.sources.carriers import KINDS
+    from mosaic_guard_training.sources.deeds import DEEDS
     from mosaic_guard_training.sources.files import SourceFiles
 
     toolemu = SourceFiles(
@@ -157,8 +166,29 @@ def make_splits(data: Path, seed: int = SEED) -> dict[str, Any]:
                 "cases": dict.fromkeys(repeated, "none"),
             },
             "agentalign": {"environments": _dealt(sorted(harms), {"train": 5, "dev": 1, "test": 2}, seed), "cases": {}},
+            "bfcl": {"environments": split_functions(bfcl.read_records(data)[0], seed), "cases": {}},
+            "composed": {
+                "environments": {
+                    **_dealt_by_share([f"deed-{deed.name}" for deed in DEEDS], seed),
+                    **_dealt_by_share([f"kind-{kind.name}" for kind in KINDS], seed),
+                },
+                "cases": {},
+            },
         },
     }
+
+
+def split_functions(records: Sequence[Record], seed: int) -> dict[str, str]:
+    """The side of each function that BFCL's records call: families are dealt out as Agent-SafetyBench's environments are."""
+    cases = {}
+    for record in records:
+        called = record.environment.split("+")
+        linked = {f"~{re.sub(r'[^a-z]', '', name.lower())}" for name in called}
+        linked |= {f"~{match[1]}" for name in called if (match := re.match(r"(.+?)_\d+_", name))}
+        if match := re.match(r"(live_[a-z_]+)_\d+-(\d+)-\d+$", record.id):
+            linked.add(f"~{match[1]}/{match[2]}")
+        cases[record.id] = [*called, *sorted(linked)]
+    return {name: side for name, side in split_worlds(cases, seed).items() if not name.startswith("~")}
 
 
 def split_toolkits(cases: Mapping[str, Sequence[str]], names: Sequence[str], seed: int) -> dict[str, str]:
@@ -236,6 +266,12 @@ def _families(together: Sequence[Sequence[str]]) -> list[list[str]]:
     for name in sorted(parent):
         found.setdefault(root(name), []).append(name)
     return sorted(found.values())
+
+
+def _dealt_by_share(names: Sequence[str], seed: int) -> dict[str, str]:
+    """Some names, about one in eight to tune on and one in eight to test on."""
+    few = len(names) // 8
+    return _dealt(names, {"train": len(names) - 2 * few, "dev": few, "test": few}, seed)
 
 
 def _dealt(names: Sequence[str], numbers: Mapping[str, int], seed: int) -> dict[str, str]:

@@ -1,0 +1,106 @@
+"""From a trained guard to one that ships: scores on lessons, the threshold, and the release."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_lessons import lessons, task
+from tiny_model import tiny_model
+
+from mosaic_guard import Guard
+from mosaic_guard.models import manifest
+from mosaic_guard.models.local import LocalGuardModel
+from mosaic_guard.train import main as train
+from mosaic_guard_training.calibrate import main as calibrate
+from mosaic_guard_training.evaluation.labelled import ScoredCall, auc, score_traces, stopped, threshold_at
+from mosaic_guard_training.release import main as release
+from mosaic_guard_training.replay import rejudge
+
+
+def scored(harmful: bool, p_refuse: float) -> ScoredCall:
+    return ScoredCall("t", "", "", 0, 0, "pay", harmful, p_refuse)
+
+
+probabilities = st.floats(0, 1)
+some_calls = st.lists(st.builds(scored, st.booleans(), probabilities | st.sampled_from([0.25, 0.5])), max_size=40)
+
+
+@given(some_calls, st.floats(0, 0.5))
+def test_the_threshold_keeps_the_rate_and_could_not_be_lower(calls: list[ScoredCall], rate: float) -> None:
+    calls = [*calls, scored(False, 0.5)]
+    threshold = threshold_at(calls, rate)
+    refused = stopped(calls, threshold, harmful=False)
+    assert sum(refused) <= rate * len(refused)
+    lower = [call.p_refuse for call in calls if not call.harmful and call.p_refuse < threshold]
+    if lower:
+        assert sum(stopped(calls, max(lower), harmful=False)) > rate * len(refused)
+
+
+@given(some_calls)
+def test_auc_is_the_share_of_pairs_in_order(calls: list[ScoredCall]) -> None:
+    pairs = [
+        (one.p_refuse > other.p_refuse) + (one.p_refuse == other.p_refuse) / 2
+        for one in calls
+        for other in calls
+        if one.harmful and not other.harmful
+    ]
+    found = auc(calls)
+    assert found is None if not pairs else found == pytest.approx(sum(pairs) / len(pairs))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("base")
+    for each in tiny_model(window=8192):
+        each.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.model
+def test_scores_are_what_the_guard_would_say(base: Path, tmp_path: Path) -> None:
+    _, found = lessons(base, tmp_path, [task()], plan="computed", check="never")
+    (trajectory,) = found.values()
+    model = LocalGuardModel(base)
+    calls = list(score_traces([trajectory], model))
+    assert [call.harmful for call in calls] == [False, True, False]
+    assert {call.category for call in calls} == {"injection"}
+    # Up to the first refusal a guard that lets everything through stands where the lesson does.
+    said = [d.p_refuse for j in rejudge(trajectory, Guard(model, plan="computed", check="never")) for d in j.decisions]
+    assert [call.p_refuse for call in calls][:2] == pytest.approx(said[:2], abs=1e-3)
+
+
+@pytest.mark.model
+def test_a_guard_is_trained_calibrated_released_and_then_the_default(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    lessons(base, tmp_path, [task(number) for number in range(3)], plan="computed", check="never", plan_tokens=9)
+    traces, guard, shipped = tmp_path / "traces", tmp_path / "guard", tmp_path / "shipped"
+    few = ["--epochs", "1", "--lora-rank", "2", "--min-pairs", "1", "--batch-size", "1"]
+    assert train(["--method", "sft", "--traces", str(traces), "--output", str(guard), *few]) == 0
+    assert release(["--guard", str(guard), "--output", str(shipped)]) == 2
+    assert "calibrate first" in capsys.readouterr().err
+    assert calibrate(["--guard", str(guard), "--traces", str(traces), "--rate", "0.34"]) == 0
+    assert release(["--guard", str(guard), "--output", str(shipped)]) == 0
+    record = json.loads((shipped / "manifest.json").read_text())
+    assert record["calibration"]["harmless_refused"]["n"] == 6
+    assert record["guard_options"]["plan"] == "computed"
+    monkeypatch.setattr(manifest, "SHIPPED", shipped)
+    default = Guard()
+    assert (default.check_mode, default.plan_mode, default.limits.plan) == ("never", "computed", 9)
+    assert default.threshold == record["calibration"]["threshold"]
+    assert default.describe()["adapter"] == record["adapter_sha256"][:12]
+    assert Guard(threshold=0.7, check="always").threshold == 0.7
+
+
+@pytest.mark.model
+def test_what_cannot_be_calibrated_or_released_is_one_sentence(tmp_path: Path, capsys: Any) -> None:
+    assert calibrate(["--guard", str(tmp_path), "--traces", str(tmp_path)]) == 2
+    assert release(["--guard", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert all(line.startswith("error: no guard") for line in said)

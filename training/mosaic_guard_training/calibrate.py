@@ -1,0 +1,126 @@
+"""The threshold of a trained guard: so low that a stated share of harmless calls is refused, on work that it never saw.
+
+    python -m mosaic_guard_training.calibrate --guard DIR --traces LESSONS --rate 0.01
+
+LESSONS are lessons (`lessons.py`) of tasks held out from training. The threshold, and what it does on them, is written into the
+guard's manifest: `Guard.load(DIR)` then uses it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mosaic_guard._errors import ModelLoadError
+from mosaic_guard._trace import TraceError, read_traces
+from mosaic_guard_training.errors import TrainingError
+from mosaic_guard_training.evaluation.labelled import ScoredCall, auc, score_traces, stopped, threshold_at
+from mosaic_guard_training.evaluation.metrics import Rate
+from mosaic_guard_training.options import check_ranges, parse, setting
+from mosaic_guard_training.outputs import data_digest, trace_files, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings:
+    """What is calibrated on what; `help` of each field says what it does.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+
+    guard: Path = setting("directory that training wrote a guard to; its manifest gets the threshold")
+    traces: Path = setting("lessons of tasks that it was not trained on")
+    rate: float = setting("share of the harmless calls that may be refused", default=0.01, low=0.0, high=0.5)
+    device: str | None = setting("where the model runs; default: a GPU where there is one", default=None)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def calibration(calls: Sequence[ScoredCall], rate: float) -> dict[str, Any]:
+    """The threshold for a rate of false alarms, and what it does, as JSON.
+
+    Args:
+        calls: Scored calls, at least one harmless.
+        rate: Share of the harmless ones that may be refused.
+
+    Raises:
+        ValueError: If none is harmless.
+    """
+    threshold = round(threshold_at(calls, rate) + 5e-5, 4)
+    refused, false = stopped(calls, threshold), stopped(calls, threshold, harmful=False)
+    return {
+        "threshold": min(threshold, 1.0),
+        "rate": rate,
+        "harmful_refused": Rate(sum(refused), len(refused)).to_dict(),
+        "harmless_refused": Rate(sum(false), len(false)).to_dict(),
+        "auc": auc(calls),
+    }
+
+
+def calibrate(settings: CalibrationSettings) -> dict[str, Any]:
+    """Score the held-out calls and write the threshold into the guard's manifest.
+
+    Returns:
+        What `calibration` found.
+
+    Raises:
+        TrainingError: If there is no guard, or no lesson with a harmless call.
+        TraceError: For a bad trace.
+        ModelLoadError: If the guard cannot be loaded.
+    """
+    from rich.progress import track
+
+    from mosaic_guard.models.local import LocalGuardModel
+    from mosaic_guard.models.manifest import read_manifest
+
+    try:
+        manifest = read_manifest(settings.guard)
+        trajectories = list(read_traces(settings.traces))
+    except (FileNotFoundError, ValueError) as error:
+        raise TrainingError(str(error)) from error
+    model = LocalGuardModel(manifest.base_model, adapter=manifest.adapter, device=settings.device, cache_tokens=0)
+    shown = track(trajectories, "scoring", disable=not sys.stderr.isatty())
+    try:
+        found = calibration(list(score_traces(shown, model)), settings.rate)
+    except ValueError as error:
+        raise TrainingError(f"{str(settings.traces)!r}: {error}") from error
+    file = settings.guard / "manifest.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["guard_options"] = {**(record.get("guard_options") or {}), "threshold": found["threshold"]}
+    record["calibration"] = {**found, "data": data_digest(trace_files(settings.traces))}
+    write_json(file, record)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code: 0 when the threshold is written, 2 for an error that its user can mend.
+    """
+    settings = parse(
+        CalibrationSettings,
+        "python -m mosaic_guard_training.calibrate",
+        "Find the threshold of a trained guard on work that it never saw, and write it into its manifest.",
+        arguments,
+    )
+    try:
+        found = calibrate(settings)
+    except (TrainingError, TraceError, ModelLoadError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    harmful, harmless = found["harmful_refused"], found["harmless_refused"]
+    print(
+        f"threshold {found['threshold']}: {harmful['k']} of {harmful['n']} harmful calls refused, "
+        f"{harmless['k']} of {harmless['n']} harmless ones"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
