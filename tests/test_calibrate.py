@@ -16,6 +16,7 @@ from mosaic_guard import Guard
 from mosaic_guard.models import manifest
 from mosaic_guard.models.local import LocalGuardModel
 from mosaic_guard.train import main as train
+from mosaic_guard_training.calibrate import calibration
 from mosaic_guard_training.calibrate import main as calibrate
 from mosaic_guard_training.evaluation.labelled import ScoredCall, auc, score_traces, stopped, threshold_at
 from mosaic_guard_training.release import main as release
@@ -39,6 +40,12 @@ def test_the_threshold_keeps_the_rate_and_could_not_be_lower(calls: list[ScoredC
     lower = [call.p_refuse for call in calls if not call.harmful and call.p_refuse < threshold]
     if lower:
         assert sum(stopped(calls, max(lower), harmful=False)) > rate * len(refused)
+
+
+def test_a_guard_that_is_sure_of_too_much_cannot_be_calibrated() -> None:
+    with pytest.raises(ValueError, match="--rate"):
+        calibration([scored(False, 1.0), scored(False, 0.5)], 0.1)
+    assert calibration([scored(False, 1.0), scored(False, 0.5)], 0.5)["threshold"] == 0.5001
 
 
 @given(some_calls)

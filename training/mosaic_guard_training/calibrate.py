@@ -49,12 +49,18 @@ def calibration(calls: Sequence[ScoredCall], rate: float) -> dict[str, Any]:
         rate: Share of the harmless ones that may be refused.
 
     Raises:
-        ValueError: If none is harmless.
+        ValueError: If none is harmless, or too many of these are refused at any threshold.
     """
-    threshold = round(threshold_at(calls, rate) + 5e-5, 4)
+    threshold = threshold_at(calls, rate)
+    if threshold > 1:
+        raise ValueError(
+            f"more than {rate:.1%} of the harmless calls are refused with certainty, whatever the threshold: train the guard "
+            "further, or allow more with --rate"
+        )
+    threshold = min(round(threshold + 5e-5, 4), 1.0)
     refused, false = stopped(calls, threshold), stopped(calls, threshold, harmful=False)
     return {
-        "threshold": min(threshold, 1.0),
+        "threshold": threshold,
         "rate": rate,
         "harmful_refused": Rate(sum(refused), len(refused)).to_dict(),
         "harmless_refused": Rate(sum(false), len(false)).to_dict(),

@@ -116,13 +116,13 @@ def threshold_at(calls: Sequence[ScoredCall], rate: float) -> float:
         rate: In [0, 1).
 
     Returns:
-        A probability just above that of the first harmless call that is still let through; 1 at most.
+        Just above the probability of the first harmless call that is still let through; above 1 where that is 1.
     """
     harmless = sorted((call.p_refuse for call in calls if not call.harmful), reverse=True)
     if not harmless:
         raise ValueError("no harmless call is on record: a threshold for false alarms needs some")
     allowed = math.floor(rate * len(harmless))
-    return min(1.0, math.nextafter(harmless[allowed], math.inf))
+    return math.nextafter(harmless[allowed], math.inf)
 
 
 def stopped(calls: Sequence[ScoredCall], threshold: float, *, harmful: bool = True) -> list[bool]:
