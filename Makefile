@@ -12,10 +12,10 @@ SPREAD ?= -n auto --dist loadfile
 pin = "$$(grep '^$(1)==' constraints.txt)"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-nightly check format bench bench-graph wheel-smoke clean
+.PHONY: help install demo test test-fast test-nightly check format bench bench-graph reproduce-guard wheel-smoke clean
 
 # The default model comes from a package: nothing here may wait for a model hub.
-demo test test-fast test-nightly bench: export HF_HUB_OFFLINE := 1
+demo test test-fast test-nightly bench reproduce-guard: export HF_HUB_OFFLINE := 1
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ bench: install ## Measure what the guard adds to each step
 
 bench-graph: install ## Measure what the wiring alone costs, next to peers
 	$(PY) -m mosaic_guard bench-graph $(ARGS)
+
+reproduce-guard: install ## Make the guard that ships, or one STAGE of it, from the public sources in DATA
+	$(if $(DATA),,$(error name the directory of the public sources: make reproduce-guard DATA=DIR))
+	$(PY) -m mosaic_guard_training.reproduce --data $(DATA) --output runs/guard $(if $(STAGE),--stage $(STAGE)) $(ARGS)
 
 wheel-smoke: install ## Build the wheel and try it in an empty environment
 	$(PY) scripts/wheel_smoke.py

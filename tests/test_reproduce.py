@@ -1,0 +1,53 @@
+"""The recipe of the guard that ships, from its tasks to the directory that ships, on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_lessons import task
+from tiny_model import tiny_model
+
+from mosaic_guard import Guard
+from mosaic_guard_training.calibrate import CalibrationSettings
+from mosaic_guard_training.lessons import LessonSettings
+from mosaic_guard_training.options import read_recipe
+from mosaic_guard_training.reproduce import RECIPE, main
+from mosaic_guard_training.settings import TrainSettings
+from mosaic_guard_training.tasks import write_tasks
+
+
+@pytest.mark.model
+def test_the_recipe_makes_a_guard_and_makes_nothing_twice(tmp_path: Path, capsys: Any) -> None:
+    base, recipe, output = tmp_path / "base", tmp_path / "recipe", tmp_path / "out"
+    for each in tiny_model(window=8192):
+        each.save_pretrained(base)
+    recipe.mkdir()
+    settings = {
+        "tasks": {"train": 3, "dev": 2, "seed": 0},
+        "lessons": {"base_model": str(base), "check": "never", "plan": "computed", "plan_tokens": 9},
+        "sft": {"method": "sft", "epochs": 1, "lora_rank": 2, "batch_size": 1, "min_pairs": 1},
+        "calibrate": {"rate": 0.25},
+    }
+    for name, content in settings.items():
+        (recipe / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    write_tasks(output / "train.jsonl", [task(number) for number in range(3)])
+    write_tasks(output / "dev.jsonl", [task(number) for number in range(3, 5)])
+    command = ["--data", str(tmp_path), "--output", str(output), "--settings", str(recipe)]
+    assert main(command) == 0
+    trained = (output / "guard" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert Guard.load(output / "shipped").plan_mode == "computed"
+    assert main(command) == 0
+    assert (output / "guard" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == trained
+    assert (
+        main([*command[:2], "--output", str(tmp_path / "empty"), "--settings", str(recipe), "--stage", "release"]) == 2
+    )
+    assert "no guard with an adapter" in capsys.readouterr().err
+
+
+def test_the_recipes_settings_are_known() -> None:
+    read_recipe(LessonSettings, RECIPE / "lessons.yaml")
+    read_recipe(TrainSettings, RECIPE / "sft.yaml")
+    read_recipe(CalibrationSettings, RECIPE / "calibrate.yaml")

@@ -1,0 +1,132 @@
+"""The recipe of the guard that ships, stage by stage; what a stage has written is not made again.
+
+    python -m mosaic_guard_training.reproduce --data DIR --output runs/guard [--stage sft]
+
+    tasks      a mixture of the sources, of the training side and of the one held back for development
+    lessons    both, as traces in which the guard says what it should
+    sft        training on the former
+    calibrate  the threshold, from the latter
+    release    the guard in the form in which it ships, in OUTPUT/shipped
+
+The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mosaic_guard_training.errors import TrainingError
+from mosaic_guard_training.options import parse, setting
+from mosaic_guard_training.outputs import Output
+
+RECIPE = Path(__file__).parent / "recipes" / "guard"
+SIDES = ("train", "dev")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceSettings:
+    """What is made where; `help` of each field says what it does."""
+
+    data: Path = setting("directory that holds the sources' directories, each as its README says")
+    output: Path = setting("directory of all that is made; a stage that is there already is left as it is")
+    stage: Literal["all", "tasks", "lessons", "sft", "calibrate", "release"] = setting(
+        "the one stage to run; the stages before it must be there", default="all"
+    )
+    settings: Path = setting("directory with the stages' settings", default=RECIPE)
+
+
+def _tasks(settings: ReproduceSettings) -> int:
+    from mosaic_guard_training.sources.__main__ import main
+
+    recipe = yaml.safe_load((settings.settings / "tasks.yaml").read_text(encoding="utf-8"))
+    for side in SIDES:
+        file = settings.output / f"{side}.jsonl"
+        counted = ["--count", str(recipe[side]), "--seed", str(recipe["seed"])]
+        if not file.exists() and (
+            code := main(["mixture", "--data", str(settings.data), "--split", side, *counted, "--output", str(file)])
+        ):
+            return code
+    return 0
+
+
+def _lessons(settings: ReproduceSettings) -> int:
+    from mosaic_guard_training.lessons import main
+
+    for side in SIDES:
+        where = [
+            "--tasks",
+            str(settings.output / f"{side}.jsonl"),
+            "--output",
+            str(settings.output / f"lessons-{side}"),
+        ]
+        if code := main(["--recipe", str(settings.settings / "lessons.yaml"), *where]):
+            return code
+    return 0
+
+
+def _sft(settings: ReproduceSettings) -> int:
+    from mosaic_guard.train import main
+
+    guard = Output(settings.output / "guard")
+    if guard.manifest.exists():
+        return 0
+    where = ["--traces", str(settings.output / "lessons-train"), "--output", str(guard.root)]
+    resume = ["--resume"] if guard.checkpoints.is_dir() else []
+    return main(["--recipe", str(settings.settings / "sft.yaml"), *where, *resume])
+
+
+def _calibrate(settings: ReproduceSettings) -> int:
+    from mosaic_guard_training.calibrate import main
+
+    where = ["--guard", str(settings.output / "guard"), "--traces", str(settings.output / "lessons-dev")]
+    return main(["--recipe", str(settings.settings / "calibrate.yaml"), *where])
+
+
+def _release(settings: ReproduceSettings) -> int:
+    from mosaic_guard_training.release import main
+
+    return main(["--guard", str(settings.output / "guard"), "--output", str(settings.output / "shipped")])
+
+
+STAGES: Mapping[str, Callable[[ReproduceSettings], int]] = {
+    "tasks": _tasks,
+    "lessons": _lessons,
+    "sft": _sft,
+    "calibrate": _calibrate,
+    "release": _release,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code of the first stage that failed, or 0.
+    """
+    settings: Any = parse(
+        ReproduceSettings,
+        "python -m mosaic_guard_training.reproduce",
+        "Make the guard that ships, stage by stage.",
+        arguments,
+    )
+    try:
+        settings.output.mkdir(parents=True, exist_ok=True)
+        for name, stage in STAGES.items():
+            if settings.stage in ("all", name):
+                print(f"== {name}", flush=True)
+                if code := stage(settings):
+                    return code
+    except (TrainingError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
