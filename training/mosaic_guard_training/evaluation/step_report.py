@@ -128,7 +128,7 @@ def _notes(report: StepReport) -> Iterator[str]:
     refuses = ", ".join(f"{name} at {report.thresholds[name]:g}" for name in report.weights)
     yield (
         f"A call is refused where P(refuse) reaches the threshold: {refuses}{', ' * bool(refuses)}fitted baselines at 0.5. "
-        "Stopped at 1 % and 5 % false alarms: thresholds taken on the same calls, which flatters; one from elsewhere does worse."
+        "Stopped at 1 % and 5 % false alarms: thresholds taken on these very calls, which flatters; others do worse."
     )
     yield (
         f"95 % intervals: {report.settings.draws} bootstrap draws of groups of twins (AgentDojo: of user tasks, few and so "
