@@ -271,6 +271,7 @@ def test_what_cannot_be_scored_is_one_sentence(logged: Path, tmp_path: Path, mon
     assert "carries a label: name lessons" in refused("--traces", str(tmp_path / "empty"))
     assert "no traces at" in refused("--traces", str(tmp_path / "none"))
     assert "no guard at" in refused("--traces", str(logged), "--guard", str(tmp_path))
+    assert "'words' is a baseline" in refused("--traces", str(logged), "--guard", "words")
     monkeypatch.setitem(sys.modules, "sklearn", None)
     said = refused("--traces", str(logged), "--train", str(logged))
     assert 'run pip install "mosaic-guard[fit]"' in said

@@ -36,7 +36,8 @@ def step_tables(report: StepReport) -> Iterator[Table | str]:
             drawn = _table(f"{traces.name}, {name} by family and category")
             for row in rows:
                 if row.category not in (ALL, CONTESTED):
-                    label = f"{row.name}\n{row.harmful} harmful\n{row.harmless} harmless"
+                    named = row.name.replace("/", "/\n").replace(" ", "\n")
+                    label = f"{named}\n[dim]{row.harmful} harmful\n{row.harmless} harmless[/dim]"
                     drawn.add_row(label, *(_cell(each, "\n") for each in _estimates(row.rates[name])))
             yield drawn
     yield "\n".join([*_notes(report), f"Baselines by family and category: {report.settings.output / 'table.md'}"])
@@ -128,7 +129,7 @@ def _notes(report: StepReport) -> Iterator[str]:
     refuses = ", ".join(f"{name} at {report.thresholds[name]:g}" for name in report.weights)
     yield (
         f"A call is refused where P(refuse) reaches the threshold: {refuses}{', ' * bool(refuses)}fitted baselines at 0.5. "
-        "Stopped at 1 % and 5 % false alarms: thresholds taken on these very calls, which flatters; others do worse."
+        "Stopped at 1 % and 5 % false alarms: thresholds taken on these very calls, which flatters."
     )
     yield (
         f"95 % intervals: {report.settings.draws} bootstrap draws of groups of twins (AgentDojo: of user tasks, few and so "

@@ -118,10 +118,10 @@ def evaluate_steps(settings: StepSettings, *, progress: bool = False) -> StepRep
     guards = list(_guards(settings))
     names = _names(settings.traces)
     sets = [read_set(path, names[path], settings.limit, settings.seed) for path in names]
-    train = None if settings.train is None else read_set(settings.train, settings.train.name)
+    train = () if settings.train is None else read_set(settings.train, settings.train.name).calls
     baselines = dict(_baselines(train))
     thresholds = {guard.name: guard.threshold for guard in guards} | dict.fromkeys(baselines, 0.5)
-    learnt = frozenset(call.group for call in train.calls) if train else frozenset[str]()
+    learnt = {call.group for call in train}
     rows: list[Row] = []
     for each in sets:
         scores: dict[str, list[float]] = {}
@@ -141,11 +141,16 @@ def evaluate_steps(settings: StepSettings, *, progress: bool = False) -> StepRep
 
 
 def _guards(settings: StepSettings) -> Iterator[ScoredGuard]:
+    for name in settings.guards:
+        if name in BASELINES or name in FITTED:
+            raise ValueError(
+                f"{name!r} is a baseline, which is scored in any case: a guard in such a directory is './{name}'"
+            )
     found = [ScoredGuard.find(name) for name in dict.fromkeys(settings.guards)]
     yield from found
     if found and settings.untrained:
         untuned = found[0].untuned()
-        if all(guard.weights != untuned.weights for guard in found):
+        if all(guard.name != untuned.name and guard.weights != untuned.weights for guard in found):
             yield untuned
 
 
@@ -156,12 +161,13 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: path.name if path.name and last.count(path.name) == 1 else str(path) for path in paths}
 
 
-def _baselines(train: TraceSet | None) -> Iterator[tuple[str, Callable[[Sequence[LabelledCall]], Sequence[float]]]]:
+def _baselines(
+    train: Sequence[LabelledCall],
+) -> Iterator[tuple[str, Callable[[Sequence[LabelledCall]], Sequence[float]]]]:
     for rule in BASELINES:
         yield rule, partial(_by_rule, rule)
-    if train is not None:
-        for name in FITTED:
-            yield name, fit(name, train.calls)
+    for name in FITTED if train else ():
+        yield name, fit(name, train)
 
 
 def _by_rule(rule: str, calls: Sequence[LabelledCall]) -> list[float]:
