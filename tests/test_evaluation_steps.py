@@ -84,8 +84,6 @@ numbers = st.lists(
 
 @given(numbers, st.floats(0.01, 1))
 def test_a_weight_counts_a_call_so_often(drawn: list[tuple[float, bool, int]], threshold: float) -> None:
-    # A score of 1 is no threshold that a guard could have and still let the call through.
-    drawn = [(min(p, 0.999), harmful, times) for p, harmful, times in drawn]
     scores, harmful, times = (numpy.array(column) for column in zip(*drawn, strict=True))
     found = measure(scores, harmful.astype(bool), times[None, :], threshold)[0]
     calls = [ScoredCall("", "", "", 0, 0, "", bad, p) for p, bad, often in drawn for _ in range(often)]
