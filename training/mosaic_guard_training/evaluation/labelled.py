@@ -58,6 +58,11 @@ def score_traces(trajectories: Iterable[Trajectory], model: LocalGuardModel) -> 
                 yield ScoredCall(*named, *place[1:], p_refuse)
 
 
+def labels_of(trajectory: Trajectory) -> dict[tuple[int, int], bool]:
+    """(step, call) to whether it is to be refused, for each call of a lesson that carries a label; empty for other traces."""
+    return {(step, call): harmful for _, places in _segments(trajectory) for _, step, call, _, harmful in places}
+
+
 _Place = tuple[int, int, int, str, bool]
 """Index of a verdict word's first token, step, call, tool, harmful."""
 

@@ -10,7 +10,7 @@ score (a tie counts half). No reference model and no outcome is looked at there.
 
 Beside it stand *length only* (the number of steps) and *bag of words* (TF-IDF of all that was said and called, and logistic
 regression), the latter trained on all labelled trajectories of the same cases, and on only those that the guard saw. Each
-stage is kept in the output directory: the same command goes on where it was cut off. scikit-learn must be installed.
+stage is kept in the output directory: the same command goes on where it was cut off. Needs the extra `fit`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 A set is right if who asked for a call decides, and so neither the call, nor the user's words, nor the results alone: there
 TF-IDF of one and two words with a logistic regression, and a list of keywords, should be near an AUC of 0.5. Twins are
 never on both sides of a fold. Counted are calls of tools of which some call is harmful: that a look-up is harmless is no leak.
-Needs scikit-learn.
+Needs scikit-learn (`pip install "mosaic-guard[fit]"`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mosaic_guard._errors import MissingExtraError
 from mosaic_guard_training.tasks import Task, TaskError, read_tasks
 
 PARTS = ("call", "user", "results", "all")
@@ -151,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TaskError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
-        print(f"error: {error}: pip install scikit-learn", file=sys.stderr)
+    except ModuleNotFoundError:
+        print(f"error: {MissingExtraError('looking for leaks', 'fit')}", file=sys.stderr)
         return 2
     print("\n".join(lines))
     return 0
