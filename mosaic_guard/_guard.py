@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mosaic_guard._deadline import Deadline, GuardTimeoutError
@@ -92,9 +91,9 @@ class Guard:
     """Turns a step into decisions.
 
     Args:
-        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the guard that
-            comes with the package (SmolLM2-135M-Instruct with its adapter, run in this process), which brings its own defaults
-            for `threshold`, `check`, `plan` and `limits`.
+        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the default:
+            SmolLM2-135M-Instruct, run in this process. A trained guard in the package takes its place once there is one, and
+            brings its own defaults for `threshold`, `check`, `plan` and `limits`.
         policy: Rules that are evaluated before the model: a `Policy`, or the path of a file that holds one.
         threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1]. Default 0.5.
         ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].
@@ -136,7 +135,7 @@ class Guard:
     ) -> None:
         own: Mapping[str, Any] = {}
         if model is None:
-            model, own = _default_model()
+            model, own = _named("default")
         threshold = own.get("threshold", 0.5) if threshold is None else threshold
         check = own.get("check", "adaptive") if check is None else check
         plan = own.get("plan", "written") if plan is None else plan
@@ -171,7 +170,7 @@ class Guard:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] = "default", **options: Any) -> Guard:
-        """The guard that comes with the package, its base model without any training, or one that `mosaic_guard.train` wrote.
+        """The default guard, its base model without any training, or a guard that `mosaic_guard.train` wrote.
 
         Args:
             path: `"default"`, `"untrained"`, or a directory with a `manifest.json`.
@@ -180,13 +179,7 @@ class Guard:
         Raises:
             FileNotFoundError: If the directory holds no guard.
         """
-        if str(path) == "default":
-            return cls(**options)
-        if str(path) == "untrained":
-            from mosaic_guard.models.local import LocalGuardModel
-
-            return cls(LocalGuardModel(), **options)
-        model, own = _trained(Path(path))
+        model, own = _named(path)
         return cls(model, **{**own, **options})
 
     def describe(self) -> dict[str, Any]:
@@ -436,25 +429,14 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-def _default_model() -> tuple[GuardModel, Mapping[str, Any]]:
-    """The guard model that comes with the package, and the options of `Guard` that it is for."""
-    from mosaic_guard.models.manifest import SHIPPED
+def _named(name: str | os.PathLike[str]) -> tuple[GuardModel, Mapping[str, Any]]:
+    """The model of a guard, and the options of `Guard` that it is for; `name` as for `Guard.load`."""
+    from mosaic_guard.models.manifest import find_guard
 
-    if SHIPPED.is_dir():
-        return _trained(SHIPPED)
+    found = find_guard(name)
     from mosaic_guard.models.local import LocalGuardModel
 
-    return LocalGuardModel(), {}
-
-
-def _trained(directory: Path) -> tuple[GuardModel, Mapping[str, Any]]:
-    """The model of a guard that training wrote, and the options of `Guard` that it is for."""
-    from mosaic_guard.models.manifest import read_manifest
-
-    manifest = read_manifest(directory)
-    from mosaic_guard.models.local import LocalGuardModel
-
-    return LocalGuardModel(manifest.base_model, adapter=manifest.adapter), manifest.guard_options
+    return LocalGuardModel(found.base_model, adapter=found.adapter), found.guard_options
 
 
 def _model(model: Any) -> GuardModel:

@@ -16,6 +16,7 @@ import pytest
 from checkpointers import KINDS, Stores
 from hypothesis import HealthCheck, settings
 from postgres_server import MISSING, REQUIRED, binaries, postgres_server
+from tiny_model import tiny_model
 
 if TYPE_CHECKING:
     from postgres_server import PostgresServer
@@ -35,6 +36,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if late:
         config.hook.pytest_deselected(items=late)
         items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory with the tiny model, as a base model to train."""
+    directory = tmp_path_factory.mktemp("base")
+    for each in tiny_model(window=8192):
+        each.save_pretrained(directory)
+    return str(directory)
 
 
 @pytest.fixture(scope="session")

@@ -285,15 +285,6 @@ def test_the_page_keeps_what_stands_around_the_tables(tmp_path: Path) -> None:
 # The command, on a tiny model
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("base")
-    model, tokenizer = tiny_model()
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory)
-
-
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TQDM_DISABLE", "1")

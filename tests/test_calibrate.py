@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_lessons import lessons, task
-from tiny_model import tiny_model
 
 from mosaic_guard import Guard
 from mosaic_guard.models import manifest
@@ -24,7 +23,7 @@ from mosaic_guard_training.replay import rejudge
 
 
 def scored(harmful: bool, p_refuse: float) -> ScoredCall:
-    return ScoredCall("t", "", "", 0, 0, "pay", harmful, p_refuse)
+    return ScoredCall("t", 0, 0, harmful, p_refuse)
 
 
 probabilities = st.floats(0, 1)
@@ -60,22 +59,13 @@ def test_auc_is_the_share_of_pairs_in_order(calls: list[ScoredCall]) -> None:
     assert found is None if not pairs else found == pytest.approx(sum(pairs) / len(pairs))
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("base")
-    for each in tiny_model(window=8192):
-        each.save_pretrained(directory)
-    return directory
-
-
 @pytest.mark.model
-def test_scores_are_what_the_guard_would_say(base: Path, tmp_path: Path) -> None:
+def test_scores_are_what_the_guard_would_say(base: str, tmp_path: Path) -> None:
     _, found = lessons(base, tmp_path, [task()], plan="computed", check="never")
     (trajectory,) = found.values()
     model = LocalGuardModel(base)
     calls = list(score_traces([trajectory], model))
     assert [call.harmful for call in calls] == [False, True, False]
-    assert {call.category for call in calls} == {"injection"}
     # Up to the first refusal a guard that lets everything through stands where the lesson does.
     said = [d.p_refuse for j in rejudge(trajectory, Guard(model, plan="computed", check="never")) for d in j.decisions]
     assert [call.p_refuse for call in calls][:2] == pytest.approx(said[:2], abs=1e-3)
@@ -83,7 +73,7 @@ def test_scores_are_what_the_guard_would_say(base: Path, tmp_path: Path) -> None
 
 @pytest.mark.model
 def test_a_guard_is_trained_calibrated_released_and_then_the_default(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     lessons(base, tmp_path, [task(number) for number in range(3)], plan="computed", check="never", plan_tokens=9)
     traces, guard, shipped = tmp_path / "traces", tmp_path / "guard", tmp_path / "shipped"

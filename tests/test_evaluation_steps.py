@@ -86,7 +86,7 @@ numbers = st.lists(
 def test_a_weight_counts_a_call_so_often(drawn: list[tuple[float, bool, int]], threshold: float) -> None:
     scores, harmful, times = (numpy.array(column) for column in zip(*drawn, strict=True))
     found = measure(scores, harmful.astype(bool), times[None, :], threshold)[0]
-    calls = [ScoredCall("", "", "", 0, 0, "", bad, p) for p, bad, often in drawn for _ in range(often)]
+    calls = [ScoredCall("", 0, 0, bad, p) for p, bad, often in drawn for _ in range(often)]
 
     def share(threshold: float, harmful: bool) -> float:
         of = stopped(calls, threshold, harmful=harmful)

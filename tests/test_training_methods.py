@@ -41,15 +41,6 @@ ROOT = Path(__file__).parent.parent
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("base")
-    model, tokenizer = tiny_model()
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory)
-
-
 @pytest.fixture
 def traces(base: str, tmp_path: Path) -> Path:
     return log_traces(tmp_path / "traces", base)

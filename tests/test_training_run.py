@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from scripted_agents import Scripted, calls, hand_written, make_tools
-from tiny_model import tiny_model
 from training_traces import log_traces
 
 from mosaic_guard import Guard, Limits, LocalGuardModel, Outcome, TraceWriter, guarded_graph, read_traces
@@ -25,16 +24,6 @@ from mosaic_guard_training.settings import TrainSettings, parse_settings
 pytestmark = pytest.mark.model
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A directory with the tiny model."""
-    directory = tmp_path_factory.mktemp("base")
-    model, tokenizer = tiny_model()
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory)
 
 
 @pytest.fixture

@@ -157,20 +157,25 @@ class LocalGuardModel(GuardModel):
             if self._opens_safety(writer, prompt):
                 safety = writer.free_text(prompt.limits.safety, SAFETY_END)
                 writer.force(DECISION)
-            probabilities = []
-            for index in range(len(prompt.step.calls)):
-                writer.force(verdict_line(index))
-                p_refuse = writer.probability(self._words["refuse"][0], self._words["act"][0])
-                verdict, kind = decide(index, p_refuse)
-                probabilities.append(p_refuse)
-                chance = p_refuse if verdict == "refuse" else 1 - p_refuse
-                writer.choose(kind, f" {verdict}", self._words["refuse" if verdict == "refuse" else "act"], chance)
-                writer.force("\n")
+            probabilities = self._decide(writer, len(prompt.step.calls), decide)
             writer.force(DECISION_END)
             writer.keep()
         pieces = (*started.pieces, *writer.pieces)
         said = started.content + "".join(piece.text for piece in writer.pieces)
         return Checked(safety, tuple(probabilities), (*before, Turn("assistant", pieces, said)))
+
+    def _decide(self, writer: _Writer, calls: int, decide: Decide) -> list[float]:
+        """Write the verdict of each call; returns their probabilities of refusal."""
+        probabilities = []
+        for index in range(calls):
+            writer.force(verdict_line(index))
+            p_refuse = writer.probability(self._words["refuse"][0], self._words["act"][0])
+            verdict, kind = decide(index, p_refuse)
+            probabilities.append(p_refuse)
+            chance = p_refuse if verdict == "refuse" else 1 - p_refuse
+            writer.choose(kind, f" {verdict}", self._words["refuse" if verdict == "refuse" else "act"], chance)
+            writer.force("\n")
+        return probabilities
 
     def _opens_safety(self, writer: _Writer, prompt: Prompt) -> bool:
         """The learned gate: whether the model opens the safety block or goes straight to the decision."""
@@ -219,7 +224,9 @@ class _Writer:
         self._logits: Any = None
 
     def add(self, kind: Any, text: str, ids: Sequence[int], logprobs: Sequence[float] = ()) -> None:
-        """Append a piece."""
+        """Append a piece, if it has tokens."""
+        if not ids:
+            return
         self.pieces.append(Piece(kind, text, tuple(ids), tuple(logprobs)))
         self._ids.extend(ids)
         self._logits = None

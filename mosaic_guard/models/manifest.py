@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mosaic_guard.models.weights import DEFAULT_BASE
+
 SHIPPED = Path(__file__).parent.parent / "shipped"
-"""The trained guard that comes with the package: an adapter for the default base model, and its manifest."""
+"""Where the package keeps a trained guard, once it comes with one: an adapter for the default base model, and its manifest."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,22 @@ class Manifest:
     base_model: str
     adapter: Path | None
     guard_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_guard(name: str | os.PathLike[str]) -> Manifest:
+    """What a guard's name stands for.
+
+    Args:
+        name: `default` (the guard that comes with the package; without one, its base model), `untrained` (the base model), or
+            a directory that training wrote.
+
+    Raises:
+        FileNotFoundError: If the directory holds no guard.
+        ValueError: If its manifest cannot be read.
+    """
+    if str(name) == "untrained" or (str(name) == "default" and not SHIPPED.is_dir()):
+        return Manifest(DEFAULT_BASE, None)
+    return read_manifest(SHIPPED if str(name) == "default" else Path(name))
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mosaic_guard import Guard, LocalGuardModel, Outcome, TraceWriter
-from mosaic_guard._blocks import DECISION, DECISION_END, SAFETY_END, verdict_line
-from mosaic_guard._transcript import Prompt, Turn
-from mosaic_guard.models.guard_model import Checked, Decide, Planned
+from mosaic_guard._blocks import verdict_line
+from mosaic_guard.models.guard_model import Decide
 from mosaic_guard.models.local import _Writer
 
 TOKENS = 12
@@ -48,28 +47,15 @@ class TextRefusalModel(LocalGuardModel):
     def __init__(self, model: LocalGuardModel) -> None:
         self.__dict__.update(model.__dict__)
 
-    def check(self, prompt: Prompt, planned: Planned, decide: Decide) -> Checked:
-        """Go on from the plan: open the safety block or not, then answer about each call."""
-        *before, started = planned.turns
-        with self._lock:
-            ids = [i for turn in (*prompt.turns, *planned.turns) for i in turn.ids]
-            writer = _Writer(self, ids, None if prompt.seed is None else prompt.seed + 1, prompt.deadline)
-            safety = None
-            if self._opens_safety(writer, prompt):
-                safety = writer.free_text(prompt.limits.safety, SAFETY_END)
-                writer.force(DECISION)
-            said = []
-            for index in range(len(prompt.step.calls)):
-                writer.force(verdict_line(index))
-                said.append(refuses(writer.free_text(TOKENS, "\n")))
-                verdict, _ = decide(index, float(said[-1]))
-                if (verdict == "refuse") != said[-1]:
-                    raise ValueError(f"call {index + 1} was decided otherwise than the text says")
-            writer.force(DECISION_END)
-            writer.keep()
-        pieces = (*started.pieces, *(piece for piece in writer.pieces if piece.ids))
-        content = started.content + "".join(piece.text for piece in writer.pieces)
-        return Checked(safety, tuple(map(float, said)), (*before, Turn("assistant", pieces, content)))
+    def _decide(self, writer: _Writer, calls: int, decide: Decide) -> list[float]:
+        said = []
+        for index in range(calls):
+            writer.force(verdict_line(index))
+            said.append(float(refuses(writer.free_text(TOKENS, "\n"))))
+            verdict, _ = decide(index, said[-1])
+            if (verdict == "refuse") != bool(said[-1]):
+                raise ValueError(f"call {index + 1} was decided otherwise than the text says")
+        return said
 
 
 class _Runs(Protocol):

@@ -60,7 +60,7 @@ class FormTeacher(HindsightModel):
             decide(index, float(verdict == "refuse"))
             writer.line("target", self._draw.choice(REFUSALS if verdict == "refuse" else ACTS), TOKENS, "\n")
         writer.force(DECISION_END)
-        pieces = (*started.pieces, *(piece for piece in writer.pieces if piece.ids))
+        pieces = (*started.pieces, *writer.pieces)
         said = started.content + "".join(piece.text for piece in writer.pieces)
         chances = tuple(float(verdict == "refuse") for verdict in self.verdicts)
         return Checked(None, chances, (*before, Turn("assistant", pieces, said)))

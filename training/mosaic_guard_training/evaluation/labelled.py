@@ -24,21 +24,15 @@ class ScoredCall:
 
     Attributes:
         trajectory: Id of its trajectory.
-        environment: The task's family; empty where none is on record.
-        category: The kind of task, such as `injection`; empty where none is on record.
         step: Number of its step.
         call: Its index in the step.
-        tool: Its tool.
         harmful: Whether it is to be refused.
         p_refuse: What the guard model gives for that, in [0, 1].
     """
 
     trajectory: str
-    environment: str
-    category: str
     step: int
     call: int
-    tool: str
     harmful: bool
     p_refuse: float
 
@@ -51,20 +45,18 @@ def score_traces(trajectories: Iterable[Trajectory], model: LocalGuardModel) -> 
         model: The guard model; read-only, without its cache.
     """
     for trajectory in trajectories:
-        details = (trajectory.outcome.details if trajectory.outcome else None) or {}
-        named = (trajectory.id, str(details.get("environment", "")), str(details.get("category", "")))
         for ids, places in _segments(trajectory):
             for place, p_refuse in zip(places, _probabilities(model, ids, [place[0] for place in places]), strict=True):
-                yield ScoredCall(*named, *place[1:], p_refuse)
+                yield ScoredCall(trajectory.id, *place[1:], p_refuse)
 
 
 def labels_of(trajectory: Trajectory) -> dict[tuple[int, int], bool]:
     """(step, call) to whether it is to be refused, for each call of a lesson that carries a label; empty for other traces."""
-    return {(step, call): harmful for _, places in _segments(trajectory) for _, step, call, _, harmful in places}
+    return {(step, call): harmful for _, places in _segments(trajectory) for _, step, call, harmful in places}
 
 
-_Place = tuple[int, int, int, str, bool]
-"""Index of a verdict word's first token, step, call, tool, harmful."""
+_Place = tuple[int, int, int, bool]
+"""Index of a verdict word's first token, step, call, harmful."""
 
 
 def _segments(trajectory: Trajectory) -> Iterator[tuple[list[int], list[_Place]]]:
@@ -74,10 +66,9 @@ def _segments(trajectory: Trajectory) -> Iterator[tuple[list[int], list[_Place]]
         words = {where.start: call for call, where in verdict_words(step).items()}
         for at, piece in enumerate(step.pieces):
             if at in words and piece.kind == "target":
-                call = words[at]
                 # A tokenizer may split the word.
                 harmful = not ACT.startswith(piece.text) and REFUSE.startswith(piece.text)
-                places.append((len(ids), step.step, call, str(step.calls[call]["name"]), harmful))
+                places.append((len(ids), step.step, words[at], harmful))
             ids.extend(piece.ids)
     yield from (each for each in found.values() if each[1])
 

@@ -59,12 +59,9 @@ class ScoredGuard:
             FileNotFoundError: If there is none.
             ValueError: If its manifest cannot be read.
         """
-        from mosaic_guard.models import manifest
-        from mosaic_guard.models.weights import DEFAULT_BASE
+        from mosaic_guard.models.manifest import find_guard
 
-        if name == UNTRAINED or (name == "default" and not manifest.SHIPPED.is_dir()):
-            return cls(name, DEFAULT_BASE)
-        found = manifest.read_manifest(manifest.SHIPPED if name == "default" else Path(name))
+        found = find_guard(name)
         return cls(name, found.base_model, found.adapter, found.guard_options)
 
     def untuned(self) -> ScoredGuard:
