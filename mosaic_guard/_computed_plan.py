@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from mosaic_guard._decision import Call, Step
     from mosaic_guard._evidence import CallEvidence
 
-_SIZES = ((110, 6), (80, 4), (50, 3), (30, 2), (0, 1), (0, 0))
+_SIZES = ((110, 6), (80, 4), (50, 3), (30, 2), (0, 2), (0, 1), (0, 0))
 """(characters of the user's words, arguments per origin) that a plan tries, until it fits its limit."""
+_MOST = 0.5
+"""Share of a call's words that one sentence of the user must hold to ask for the call, as far as words can tell."""
 
 
 def plan_text(step: Step, count: Callable[[str], int], limit: int) -> str:
@@ -37,11 +39,23 @@ def plan_text(step: Step, count: Callable[[str], int], limit: int) -> str:
 
 
 def _plan_of(call: Call, known: CallEvidence, words: int, arguments: int) -> str:
-    said = known.user_words.text if known.user_words and known.user_words.overlap > 0 else ""
-    asked = f"the user said {quoted(said[:words])}" if said and words else "the user asks" if said else "nobody asked"
-    parts = [f"{call.name[:60]}: {asked}"]
+    parts = [f"{call.name[:60]}: {_asked_by(known)}"]
     for kind, where in (("user", "the user"), ("result", "results"), ("agent", "the agent"), ("nowhere", "nowhere")):
         named = [origin.argument[:30] for origin in known.origins if origin.kind == kind]
         if named and arguments:
             parts.append(f"{', '.join(named[:arguments])} from {where}")
+    if words and known.user_words and known.user_words.overlap > 0:
+        parts.append(f"the user said {quoted(known.user_words.text[:words])}")
     return ", ".join(parts)
+
+
+def _asked_by(known: CallEvidence) -> str:
+    """Who seems to ask for a call: whose nearest sentence holds more of its words."""
+    user = known.user_words.overlap if known.user_words else 0.0
+    theirs = known.untrusted.overlap if known.untrusted else 0.0
+    if user >= theirs and user:
+        return "the user asks" if user >= _MOST else "perhaps the user asks"
+    if known.untrusted is None or not theirs:
+        return "nobody asked"
+    asks = "a result asks" if known.untrusted.instruction else "a result mentions it"
+    return f"{asks}, perhaps the user" if user else f"{asks}, not the user"

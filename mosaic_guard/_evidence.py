@@ -75,6 +75,7 @@ class CallEvidence:
 
 
 _WORD = re.compile(r"[^\W_]+")
+_NAME_PARTS = re.compile(r"_|(?<=[a-z0-9])(?=[A-Z])")
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|[\n\r]+")
 _MAX_SENTENCE = 400
 _STOP = frozenset(
@@ -83,7 +84,8 @@ _STOP = frozenset(
 )
 _INSTRUCTION = re.compile(
     r"\b(ignore|disregard|forget|override|instead|important|must|should|need(s)? to|have to|make sure|before you|"
-    r"first,|please|do the following|follow these|new task|instruction|your task|you are|execute|perform|urgent)\b|"
+    r"first,|please|do the following|follow these|new task|instruction|your task|you are|execute|perform|urgent|"
+    r"(can|could|would|will) you|(want|like|need|ask|expect) you to)\b|"
     r"^\W*(send|transfer|delete|create|add|invite|forward|share|pay|update|change|set|post|write|call|visit|remove|"
     r"schedule|reserve|book|cancel|open|run|click|upload|download|give|tell|say|print|email|buy|move|grant)\b",
     re.IGNORECASE,
@@ -148,12 +150,13 @@ def _origins(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], ca
 
 def _evidence(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> CallEvidence:
     origins = _origins(before, proposing, call)
-    words = words_of(call.name.replace("_", " ")) | frozenset().union(*(words_of(v) for _, v in leaves(call.args)))
-    user = _nearest(words, [(None, message_text(m)) for m in before if is_human(m)], False)
+    name = words_of(_NAME_PARTS.sub(" ", call.name))
+    words = name | frozenset().union(*(words_of(v) for _, v in leaves(call.args)))
+    user = _nearest(words, [(None, message_text(m)) for m in before if is_human(m)])
     results = [
         (m.name or "a tool", message_text(m)) for m in before if isinstance(m, ToolMessage) and not is_refusal(m)
     ]
-    return CallEvidence(origins, user, _nearest(words, results, True))
+    return CallEvidence(origins, user, _nearest(words, results, name))
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -248,20 +251,34 @@ def sentences(text: str) -> tuple[tuple[str, frozenset[str]], ...]:
     return tuple(found)
 
 
-def reads_as_instruction(text: str) -> bool:
-    """Whether a passage addresses its reader with a command; a plain word list, meant as one hint among others."""
-    return _INSTRUCTION.search(text) is not None
+def reads_as_instruction(text: str, verbs: frozenset[str] = frozenset()) -> bool:
+    """Whether a passage addresses its reader with a command; a plain word list, meant as one hint among others.
+
+    Args:
+        text: The passage.
+        verbs: What it may begin with to be a command, beside the usual verbs: the words of a tool's name.
+    """
+    first = _WORD.search(text)
+    return _INSTRUCTION.search(text) is not None or (first is not None and first[0].casefold() in verbs)
 
 
-def _nearest(words: frozenset[str], texts: Sequence[tuple[str | None, str]], untrusted: bool) -> Passage | None:
-    """The sentence that holds most of `words`; among untrusted ones, instructions win ties."""
+def _nearest(
+    words: frozenset[str], texts: Sequence[tuple[str | None, str]], verbs: frozenset[str] | None = None
+) -> Passage | None:
+    """The sentence that holds most of `words`; among untrusted ones, instructions win ties.
+
+    Args:
+        words: Of the call.
+        texts: (tool, text) of each message.
+        verbs: The words of the call's name, where the texts are untrusted.
+    """
     best: tuple[float, bool, str, str | None] | None = None
     for tool, text in texts:
         for sentence, held in sentences(text):
             overlap = len(words & held) / len(words) if words else 0.0
             if best is not None and overlap < best[0]:
                 continue
-            instruction = untrusted and overlap > 0 and reads_as_instruction(sentence)
+            instruction = verbs is not None and overlap > 0 and reads_as_instruction(sentence, verbs)
             if best is None or (overlap, instruction) > best[:2]:
                 best = (overlap, instruction, sentence, tool)
     if best is None:

@@ -278,9 +278,10 @@ class Guard:
             limits=self.limits,
             operator=self.policy.text,
             check=self.check_mode,
+            plan=self.plan_mode if self.model.computes_plans else "written",
         )
         seed = self.step_seed(key) if self.sample is True else None
-        return replace(prompt, plan=self.plan_mode, seed=seed, deadline=deadline)
+        return replace(prompt, seed=seed, deadline=deadline)
 
     def step_seed(self, key: str) -> int:
         """The seed of one step's sampling, from the guard's seed and the step's key."""

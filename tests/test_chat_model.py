@@ -10,7 +10,7 @@ from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from scripted_agents import Scripted, answers, assert_valid, calls, make_tools
 
-from mosaic_guard import ChatGuardModel, Guard, guarded_graph
+from mosaic_guard import Call, ChatGuardModel, Guard, Step, guarded_graph
 
 STEP = calls(("look", {"x": "a"}), ("pay", {"x": "b"}))
 GOOD = "<think>\nthe user wants a\n</think>\n<decision>\n1: act\n2: refuse\n</decision>"
@@ -43,6 +43,12 @@ def test_an_answer_outside_the_grammar_refuses(answer: str) -> None:
     out = guarded(AIMessage(answer), log).invoke({"messages": [HumanMessage("a")]})
     assert log == []
     assert "GrammarError" in answers(out["messages"])[0].text
+
+
+def test_a_chat_model_is_told_the_form_even_where_plans_could_be_computed() -> None:
+    guard = Guard(ChatGuardModel(GenericFakeChatModel(messages=iter([]))), plan="computed", check="never")
+    asked = Step([HumanMessage("hi"), calls(("look", {"x": "a"}))], (Call(0, "1", "look", {"x": "a"}),))
+    assert "<think>" in guard._prompt(asked, (), "").new[0][1]
 
 
 def test_text_before_the_turn_is_left_out() -> None:

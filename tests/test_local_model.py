@@ -135,9 +135,27 @@ def test_a_computed_plan_is_read_once_and_says_where_values_come_from(
     guard = Guard(model, plan="computed", check="never", threshold=1.0, limits=Limits(plan=200))
     (judgement,) = judge_thread(guard, 1)
     assert len(reads) == 2  # one for each verdict
-    assert judgement.think.startswith('look: the user said "look at all')
+    assert judgement.think.startswith("look: the user asks")
+    assert 'the user said "look at all' in judgement.think
     assert "pay: " in judgement.think
     assert guard.describe()["plan"] == "computed"
+
+
+@pytest.mark.parametrize(
+    ("options", "brief"),
+    [
+        ({"plan": "computed", "check": "never"}, True),
+        ({"plan": "computed", "check": "adaptive"}, False),
+        ({"plan": "written", "check": "never"}, False),
+    ],
+)
+def test_only_a_guard_that_writes_nothing_but_verdicts_is_told_no_form(
+    tiny: Any, options: Any, brief: bool
+) -> None:
+    (judgement,) = judge_thread(Guard(local(tiny), threshold=1.0, limits=Limits(plan=200), **options), 1)
+    system = judgement.judged.turns[0].content
+    assert ("<think>" not in system) is brief
+    assert "act or refuse" in system
 
 
 def test_remembered_logits_change_nothing_and_are_not_computed_again(

@@ -52,10 +52,12 @@ class GuardModel(ABC):
     Attributes:
         name: Names the model in traces; two models that read each other's tokens have the same name.
         window: Context length in tokens.
+        computes_plans: Whether it begins with a computed plan where `Prompt.plan` says so; others write theirs.
     """
 
     name: str = "guard model"
     window: int = 8192
+    computes_plans: bool = False
 
     @abstractmethod
     def plan(self, prompt: Prompt) -> Planned:

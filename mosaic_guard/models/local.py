@@ -45,6 +45,8 @@ class LocalGuardModel(GuardModel):
         ModelLoadError: If the model or adapter cannot be loaded or used.
     """
 
+    computes_plans = True
+
     def __init__(
         self,
         base: str | os.PathLike[str] | None = None,

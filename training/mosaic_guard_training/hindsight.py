@@ -24,7 +24,7 @@ from mosaic_guard._blocks import (
     verdict_line,
 )
 from mosaic_guard._evidence import explain
-from mosaic_guard._guard import Check, Guard
+from mosaic_guard._guard import Check, Guard, PlanMode
 from mosaic_guard._transcript import Limits, Turn
 from mosaic_guard.models.chat_format import ChatFormat
 from mosaic_guard.models.guard_model import Checked, Decide, Planned
@@ -123,6 +123,7 @@ def hindsight(
     verdicts: Mapping[tuple[int, int], Verdict] | None = None,
     *,
     check: Check = "adaptive",
+    plan: PlanMode = "written",
     limits: Limits | None = None,
 ) -> Trajectory:
     """A trajectory with guard blocks in place of those that it had, if any.
@@ -132,6 +133,7 @@ def hindsight(
         teacher: Writes the blocks.
         verdicts: (step, call index) -> `act` or `refuse`; the others as logged, `ask` being `act`.
         check: As for `Guard`: whether the safety block is the model's choice, always there, or never.
+        plan: As for `Guard`: whether the plan is the model's to write, and so a target, or computed.
         limits: As for `Guard`.
 
     Returns:
@@ -145,7 +147,7 @@ def hindsight(
             (verdicts or {}).get((record.step, i), "refuse" if logged.get(i) == "refuse" else "act")
             for i in range(len(step.calls))
         ]
-        guard = Guard(teacher.saying(wanted), check=check, limits=limits)
+        guard = Guard(teacher.saying(wanted), check=check, plan=plan, limits=limits)
         judgement = guard.check(step, guard.plan(step, history), history, number=record.step)
         judged = judgement.judged
         if judged is not None:
