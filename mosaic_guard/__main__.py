@@ -113,6 +113,67 @@ def steps_command(
     console.print(f"saved in {where}", soft_wrap=True)
 
 
+@evaluate_app.command("all")
+def all_command(
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(help='"default", "untrained" or a directory that training wrote; repeatable.'),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Directory of the public sources; without it only AgentDojo's suites.")
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Lessons that baselines are fitted on; without it there are none of those.")
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="AgentDojo suite (workspace and banking); repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most tasks of each set, drawn at random.")] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=0, help="Most pairs of tasks that are run whole, per suite and attack; 0: none.")
+    ] = None,
+    self_check: Annotated[bool, typer.Option("--self-check", help="Ask the base model with a prompt, too.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Decides what is drawn.")] = 0,
+    output: Annotated[Path, typer.Option(help="Where it is kept; the same command goes on there.")] = Path(
+        "runs", "evaluate", "all"
+    ),
+    page: Annotated[Path, typer.Option(help="Where tables and plots go.")] = Path("docs", "benchmarks"),
+) -> None:
+    """Every benchmark: labelled calls and whole runs, next to baselines, as tables and plots."""
+    from rich.console import Console
+
+    console = Console()
+    with _one_sentence():
+        from mosaic_guard_training.errors import TrainingError
+        from mosaic_guard_training.evaluation.benchmark_page import write_page
+        from mosaic_guard_training.evaluation.benchmarks import SUITES
+        from mosaic_guard_training.evaluation.evaluate_all import AllSettings, evaluate_all
+        from mosaic_guard_training.evaluation.report import table
+        from mosaic_guard_training.evaluation.step_report import step_tables
+
+        asked = AllSettings(
+            tuple(guard or ["default"]),
+            data,
+            train,
+            output,
+            tuple(suite or SUITES),
+            limit,
+            pairs,
+            self_check,
+            seed,
+        )
+        try:
+            report = evaluate_all(asked, progress=console.is_terminal, say=typer.echo)
+        except TrainingError as error:
+            raise ValueError(str(error)) from error
+        write_page(report, page)
+    for part in step_tables(report.steps):
+        console.print(part)
+    for runs in report.runs:
+        console.print(table(runs.summaries, runs.settings))
+    console.print(f"saved in {page}", soft_wrap=True)
+
+
 @app.command("bench")
 def bench_command(
     repeats: Annotated[int, typer.Option(min=1, help="Threads judged with and without the prefix cache.")] = 3,

@@ -175,11 +175,19 @@ def test_of_an_attackers_look_ups_nothing_is_learnt(base: str, tmp_path: Path) -
 def test_agentdojos_environments_hold_all_attacks() -> None:
     pytest.importorskip("agentdojo")
     from mosaic_guard_agentdojo import scenario
-    from mosaic_guard_training.lessons_agentdojo import ATTACKS, attacks_of
+    from mosaic_guard_training.lessons_agentdojo import ATTACKS, templates_of
 
+    sides = {side: templates_of("a pair", 1000, 0, side) for side in ("train", "dev", "test")}
+    assert len(sides["train"]) > 40
+    assert not set(sides["train"]) & set(sides["test"])
     for suite, user, injection in (("workspace", 12, 5), ("banking", 0, 0)):
-        attacks = attacks_of("a pair", 1000, 0)
-        assert len(attacks) > 40
-        assert tuple(attacks[:2]) == ATTACKS
-        for attack in attacks:
+        for attack in (*ATTACKS, *(text for texts in sides.values() for text in texts)):
             scenario(suite, f"user_task_{user}", f"injection_task_{injection}", attack=attack).environment()
+
+
+def test_what_is_held_out_can_be_measured_on_and_not_learnt(tmp_path: Path) -> None:
+    pytest.importorskip("agentdojo")
+    settings = LessonSettings(tasks="agentdojo:travel", output=tmp_path / "out", limit=1, attacks=0)
+    with pytest.raises(TrainingError, match="AgentDojo's travel suite"):
+        teach(settings)
+    assert not settings.output.exists()

@@ -149,9 +149,7 @@ def test_a_computed_plan_is_read_once_and_says_where_values_come_from(
         ({"plan": "written", "check": "never"}, False),
     ],
 )
-def test_only_a_guard_that_writes_nothing_but_verdicts_is_told_no_form(
-    tiny: Any, options: Any, brief: bool
-) -> None:
+def test_only_a_guard_that_writes_nothing_but_verdicts_is_told_no_form(tiny: Any, options: Any, brief: bool) -> None:
     (judgement,) = judge_thread(Guard(local(tiny), threshold=1.0, limits=Limits(plan=200), **options), 1)
     system = judgement.judged.turns[0].content
     assert ("<think>" not in system) is brief

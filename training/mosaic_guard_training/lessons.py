@@ -75,6 +75,10 @@ class LessonSettings:
     attacks: int = setting(
         "agentdojo: how many of our templates each pair of tasks is attacked with", default=2, low=0, high=1000
     )
+    side: Literal["train", "dev", "test"] = setting("agentdojo: whose templates", default="train")
+    registered: str = setting(
+        "agentdojo: AgentDojo's own attacks, separated by commas", default="important_instructions,direct"
+    )
     seed: int = setting("seed of what is drawn", default=0, low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
@@ -159,8 +163,12 @@ class Lessons:
         return said
 
 
-def teach(settings: LessonSettings) -> Lessons:
+def teach(settings: LessonSettings, *, to_learn: bool = True) -> Lessons:
     """Run what is missing and count what is there.
+
+    Args:
+        settings: What is taught.
+        to_learn: Whether somebody is to learn from it; False where a guard is measured on it only.
 
     Raises:
         TrainingError: If there is nothing to run, or nobody may learn from it.
@@ -168,7 +176,7 @@ def teach(settings: LessonSettings) -> Lessons:
         TaskError: For a bad task file.
         ModelLoadError: If the tokenizer cannot be loaded.
     """
-    lessons = list(_lessons(settings))
+    lessons = list(_lessons(settings, to_learn))
     if settings.limit is not None and settings.limit < len(lessons):
         drawn = random.Random(settings.seed).sample(range(len(lessons)), settings.limit)
         lessons = [lessons[at] for at in sorted(drawn)]
@@ -257,16 +265,19 @@ class _TaskLesson:
         trace.outcome(self.id, play(self.task, simulate(self.task), guard, trace, trajectory=self.id))
 
 
-def _lessons(settings: LessonSettings) -> Iterator[Lesson]:
+def _lessons(settings: LessonSettings, to_learn: bool) -> Iterator[Lesson]:
     if settings.tasks.startswith(DOJO):
         from mosaic_guard_training.lessons_agentdojo import lessons_of
 
         suite = settings.tasks.removeprefix(DOJO)
-        _may_learn(f"agentdojo/{suite}")
-        yield from lessons_of(suite, settings.attacks, settings.seed)
+        if to_learn:
+            _may_learn(f"agentdojo/{suite}")
+        registered = [name.strip() for name in settings.registered.split(",")]
+        yield from lessons_of(suite, settings.attacks, settings.seed, side=settings.side, registered=registered)
         return
     for task in read_tasks(settings.tasks):
-        _may_learn(task.id, task.environment)
+        if to_learn:
+            _may_learn(task.id, task.environment)
         if task.script:
             yield _TaskLesson(task)
 

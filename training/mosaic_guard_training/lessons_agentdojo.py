@@ -1,19 +1,19 @@
 """Lessons of AgentDojo's `workspace` and `banking`: the gullible agent's runs, its labels, one suite at a time.
 
-Each pair of a user's and an attacker's task is attacked with two of AgentDojo's own texts and with some of our templates of
-the training side. `travel` and `slack` are held out. Needs the extra `agentdojo`.
+Each pair of a user's and an attacker's task is attacked with some of AgentDojo's own texts and with some of our templates of
+one side. `travel` and `slack` are held out. Needs the extra `agentdojo`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mosaic_guard_training.sources.injections import templates
+from mosaic_guard_training.sources.injections import Side, templates
 from mosaic_guard_training.sources.values import Draw
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mosaic_guard._decision import Step
 
 ATTACKS = ("important_instructions", "direct")
-"""Those of AgentDojo's."""
+"""AgentDojo's own that lessons are attacked with where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,17 @@ class DojoLesson:
         return scenario(self.suite, self.user_task, self.injection_task, attack=self.attack, seed=self.seed)
 
 
-def lessons_of(suite: str, attacks: int, seed: int) -> Iterator[DojoLesson]:
+def lessons_of(
+    suite: str, attacks: int, seed: int, *, side: Side = "train", registered: Sequence[str] = ATTACKS
+) -> Iterator[DojoLesson]:
     """Every user task by itself, then every pair of tasks under each of its attacks.
 
     Args:
-        suite: `workspace` or `banking`.
+        suite: Name of the suite.
         attacks: How many of our templates each pair is attacked with.
         seed: Decides which, and when the agent gives in.
+        side: Whose templates.
+        registered: AgentDojo's own attacks, by name.
 
     Raises:
         ValueError: For an unknown suite.
@@ -84,22 +88,23 @@ def lessons_of(suite: str, attacks: int, seed: int) -> Iterator[DojoLesson]:
     from mosaic_guard_agentdojo import load_suite, pairs
 
     for user in load_suite(suite).user_tasks:
-        yield DojoLesson(suite, user, None, ATTACKS[0], seed)
+        yield DojoLesson(suite, user, None, registered[0], seed)
     for user, injection in pairs(suite):
-        for attack in attacks_of(f"{suite}/{user}/{injection}", attacks, seed):
+        ours = templates_of(f"{suite}/{user}/{injection}", attacks, seed, side)
+        for attack in (*registered, *ours):
             yield DojoLesson(suite, user, injection, attack, seed)
 
 
-def attacks_of(pair: str, number: int, seed: int) -> list[str]:
-    """AgentDojo's two and some of our templates of the training side, drawn for a pair of tasks.
+def templates_of(pair: str, number: int, seed: int, side: Side) -> list[str]:
+    """Some of our templates of a side, drawn for a pair of tasks.
 
     Left out are templates that name the call, as AgentDojo knows the goal's words only, and those that its YAML cannot hold.
     """
     draw = Draw(random.Random(f"{seed}/{pair}"))
     ours = [
         text
-        for _, text in templates("train")
+        for _, text in templates(side)
         if "{ask}" in text and not any(part in text for part in ("{tool}", "{args}", "{{", '"', "---"))
     ]
     drawn = draw.rng.sample(ours, min(number, len(ours)))
-    return [*ATTACKS, *(text.replace("{who}", draw.person()).replace("{ask}", "{goal}") for text in drawn)]
+    return [text.replace("{who}", draw.person()).replace("{ask}", "{goal}") for text in drawn]

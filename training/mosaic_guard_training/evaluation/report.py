@@ -50,7 +50,7 @@ def table(summaries: Sequence[Summary], settings: Settings) -> Table:
     for suite in dict.fromkeys(s.suite for s in summaries):
         drawn.add_row(f"[bold]{suite}[/bold]")
         for summary in (s for s in summaries if s.suite == suite):
-            drawn.add_row(summary.guard, *(_cell(getattr(summary, c), "\n") for c in NARROW), _seconds(summary))
+            drawn.add_row(summary.guard, *(rate_cell(getattr(summary, c), "\n") for c in NARROW), seconds_cell(summary))
             drawn.add_row()
     return drawn
 
@@ -62,8 +62,8 @@ def markdown(summaries: Sequence[Summary], settings: Settings) -> str:
         lines += [f"## {suite}", "", f"| guard | {' | '.join(COLUMNS.values())} | s per step |"]
         lines.append("|---|" + "---:|" * (len(COLUMNS) + 1))
         for summary in (s for s in summaries if s.suite == suite):
-            cells = [_cell(getattr(summary, c), "<br>") for c in COLUMNS]
-            lines.append(f"| {summary.guard} | {' | '.join(cells)} | {_seconds(summary)} |")
+            cells = [rate_cell(getattr(summary, c), "<br>") for c in COLUMNS]
+            lines.append(f"| {summary.guard} | {' | '.join(cells)} | {seconds_cell(summary)} |")
         lines.append("")
     return "\n".join([*lines, _caption(summaries, settings), ""])
 
@@ -97,12 +97,14 @@ def _caption(summaries: Sequence[Summary], settings: Settings) -> str:
     return text
 
 
-def _cell(rate: Rate, newline: str) -> str:
+def rate_cell(rate: Rate, newline: str) -> str:
+    """How many of how many, the share and its interval in percent."""
     if rate.value is None or rate.interval is None:
         return "–"
     low, high = (f"{100 * end:.1f}".removesuffix(".0") for end in rate.interval)
     return f"{rate.k}/{rate.n}{newline}{100 * rate.value:.1f} %{newline}{low}–{high}"
 
 
-def _seconds(summary: Summary) -> str:
+def seconds_cell(summary: Summary) -> str:
+    """The median time of a step."""
     return "–" if summary.seconds_per_step is None else f"{summary.seconds_per_step:.2g}"

@@ -30,7 +30,7 @@ def step_tables(report: StepReport) -> Iterator[Table | str]:
             if not row.family and row.category in (ALL, CONTESTED):
                 drawn = _table(f"{row.traces}, {row.name}: {row.harmful} harmful, {row.harmless} harmless")
                 for name, rates in row.rates.items():
-                    drawn.add_row(name, *(_cell(each, "\n") for each in _estimates(rates)))
+                    drawn.add_row(name, *(estimate_cell(each, "\n") for each in _estimates(rates)))
                 yield drawn
         for name in report.weights:
             drawn = _table(f"{traces.name}, {name} by family and category")
@@ -38,7 +38,7 @@ def step_tables(report: StepReport) -> Iterator[Table | str]:
                 if row.category not in (ALL, CONTESTED):
                     named = row.name.replace("/", "/\n").replace(" ", "\n")
                     label = f"{named}\n[dim]{row.harmful} harmful\n{row.harmless} harmless[/dim]"
-                    drawn.add_row(label, *(_cell(each, "\n") for each in _estimates(row.rates[name])))
+                    drawn.add_row(label, *(estimate_cell(each, "\n") for each in _estimates(row.rates[name])))
             yield drawn
     yield "\n".join([*_notes(report), f"Baselines by family and category: {report.settings.output / 'table.md'}"])
 
@@ -59,7 +59,7 @@ def step_markdown(report: StepReport) -> str:
         lines += [f"{row.harmful} harmful calls, {row.harmless} harmless ones, of {row.groups} groups of twins.", ""]
         lines += [f"| scorer | threshold | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * (len(COLUMNS) + 1)]
         for name, rates in row.rates.items():
-            cells = " | ".join(_cell(each, "<br>", counts=True) for each in _estimates(rates))
+            cells = " | ".join(estimate_cell(each, "<br>", counts=True) for each in _estimates(rates))
             lines.append(f"| {name} | {report.thresholds[name]:g} | {cells} |")
         lines.append("")
     return "\n".join([*lines, *(f"- {note}" for note in _notes(report)), ""])
@@ -90,13 +90,14 @@ def save_steps(report: StepReport) -> None:
             }
             for each in report.sets
         },
-        "rows": [_record(row) for row in report.rows],
+        "rows": [row_record(row) for row in report.rows],
     }
     write_json(output / "steps.json", record)
     (output / "table.md").write_text(step_markdown(report), encoding="utf-8")
 
 
-def _record(row: Row) -> dict[str, Any]:
+def row_record(row: Row) -> dict[str, Any]:
+    """A row as JSON."""
     rates = {
         name: {
             "auc": asdict(each.auc),
@@ -113,7 +114,8 @@ def _estimates(rates: StepRates) -> list[Estimate]:
     return [rates.auc, rates.stopped, rates.refused, *rates.stopped_at.values()]
 
 
-def _cell(estimate: Estimate, newline: str, *, counts: bool = False) -> str:
+def estimate_cell(estimate: Estimate, newline: str, *, counts: bool = False) -> str:
+    """An estimate and its interval, on lines of their own; with `counts` k of n before them."""
     if estimate.value is None:
         return "–"
     if estimate.n is None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from mosaic_guard._errors import MissingExtraError
 from mosaic_guard_training.evaluation.baselines import BASELINES
+from mosaic_guard_training.evaluation.self_check import NAME as SELF_CHECK
+from mosaic_guard_training.evaluation.self_check import SelfCheck
 from mosaic_guard_training.evaluation.step_baselines import FITTED, fit, need_scikit_learn
 from mosaic_guard_training.evaluation.step_calls import LabelledCall, TraceSet, read_set
 from mosaic_guard_training.evaluation.step_rates import StepRates, step_rates
@@ -34,6 +36,7 @@ class StepSettings:
         train: Lessons that baselines are fitted on; None to leave those baselines out.
         output: Where scores, table and record go.
         untrained: Whether the base model of the first guard is scored too, without its adapter.
+        self_check: Whether that model is asked with a self-check prompt as well.
         limit: Take at most so many trajectories of each directory; None for all.
         seed: Decides which, and the bootstrap's draws.
         draws: Number of bootstrap draws.
@@ -44,6 +47,7 @@ class StepSettings:
     train: Path | None
     output: Path
     untrained: bool = True
+    self_check: bool = False
     limit: int | None = None
     seed: int = 0
     draws: int = 1000
@@ -120,6 +124,8 @@ def evaluate_steps(settings: StepSettings, *, progress: bool = False) -> StepRep
     sets = [read_set(path, names[path], settings.limit, settings.seed) for path in names]
     train = () if settings.train is None else read_set(settings.train, settings.train.name).calls
     baselines = dict(_baselines(train))
+    if settings.self_check and guards:
+        baselines[SELF_CHECK] = SelfCheck(guards[0].base, settings.output / "scores" / "self-check.jsonl")
     thresholds = {guard.name: guard.threshold for guard in guards} | dict.fromkeys(baselines, 0.5)
     learnt = {call.group for call in train}
     rows: list[Row] = []

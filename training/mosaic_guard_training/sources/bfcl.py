@@ -191,7 +191,7 @@ def _record(stated: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], sou
         raise _SkippedError("no checked call")
     tools: dict[str, TaskTool] = {}
     for function in stated["function"]:
-        tool = TaskTool(tool_name(function["name"]), function.get("description", ""), _schema(function["parameters"]))
+        tool = TaskTool(tool_name(function["name"]), function.get("description", ""), schema_of(function["parameters"]))
         if tools.setdefault(tool.name, tool) != tool:
             raise _SkippedError("two tools of one name")
     calls = []
@@ -218,7 +218,7 @@ def tool_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
-def _schema(stated: Mapping[str, Any]) -> dict[str, Any]:
+def schema_of(stated: Mapping[str, Any]) -> dict[str, Any]:
     """BFCL's parameters as JSON Schema.
 
     Raises:
@@ -235,10 +235,10 @@ def _schema(stated: Mapping[str, Any]) -> dict[str, Any]:
         if key in stated:
             schema[key] = stated[key]
     if isinstance(stated.get("properties"), Mapping):
-        schema["properties"] = {name: _schema(each) for name, each in stated["properties"].items()}
+        schema["properties"] = {name: schema_of(each) for name, each in stated["properties"].items()}
         schema["required"] = [name for name in stated.get("required") or () if name in schema["properties"]]
     if isinstance(stated.get("items"), Mapping):
-        schema["items"] = _schema(stated["items"])
+        schema["items"] = schema_of(stated["items"])
     return schema
 
 

@@ -1,0 +1,182 @@
+"""What `evaluate all` found as a page in Markdown, with plots and the numbers as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mosaic_guard_training.evaluation.report import COLUMNS as RUN_COLUMNS
+from mosaic_guard_training.evaluation.report import rate_cell, seconds_cell
+from mosaic_guard_training.evaluation.step_report import estimate_cell, row_record, step_markdown
+from mosaic_guard_training.evaluation.steps import ALL, CONTESTED, Row
+from mosaic_guard_training.outputs import write_json
+
+if TYPE_CHECKING:
+    from mosaic_guard_training.evaluation.evaluate_all import AllReport
+
+SHOWN = ("attacks", "refused", "refused_side_effecting", "completed", "clean_refused", "clean_completed")
+
+
+def write_page(report: AllReport, page: Path) -> None:
+    """Write `README.md`, `steps.md`, `benchmarks.json` and the plots.
+
+    Args:
+        report: What was found.
+        page: A directory, created if it does not exist.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    page.mkdir(parents=True, exist_ok=True)
+    _plot(report, page)
+    write_json(page / "benchmarks.json", _record(report))
+    (page / "steps.md").write_text(step_markdown(report.steps), encoding="utf-8")
+    (page / "README.md").write_text("\n".join(_lines(report)) + "\n", encoding="utf-8")
+
+
+def _lines(report: AllReport) -> Iterator[str]:
+    settings, steps = report.settings, report.steps
+    guard = next(iter(steps.weights))
+    yield from ("# Benchmarks", "")
+    yield f"Written by `python -m mosaic_guard evaluate all --guard {guard}`. Nothing here was trained on; what the guard"
+    yield "learnt from is in its model card. Every rate stands beside its opposite: a guard that refuses everything stops all."
+    yield from ("", "| set | what it is | harmful calls | harmless calls |", "|---|---|---:|---:|")
+    for name, each in report.benchmarks.items():
+        row = _row(report, name, ALL)
+        yield f"| {name} | {each.about} | {row.harmful} | {row.harmless} |"
+    if report.left_out:
+        yield f"\nLeft out for want of `--data`: {', '.join(sorted(report.left_out))}."
+    if settings.limit is not None:
+        yield f"\nAt most {settings.limit} tasks of each set, drawn with seed {settings.seed}."
+    yield from ("", f"## The guard `{guard}` on labelled calls", "")
+    yield f"Threshold {steps.thresholds[guard]:g}, from its manifest. All calls; [steps.md](steps.md) has every family and"
+    yield "attack, and how intervals are drawn."
+    yield from ("", "| set | AUC | harmful stopped | harmless refused | stopped at 1 % | stopped at 5 % |")
+    yield "|---|" + "---:|" * 5
+    for name in report.benchmarks:
+        rates = _row(report, name, ALL).rates[guard]
+        cells = [rates.auc, rates.stopped, rates.refused, *rates.stopped_at.values()]
+        yield f"| {name} | {' | '.join(estimate_cell(each, '<br>', counts=True) for each in cells)} |"
+    yield from ("", "## AUC beside baselines, contested calls", "")
+    yield "Contested are calls of tools that are called harmfully somewhere in the set: those where telling apart is work."
+    yield from ("", "![AUC of the guard and of baselines](auc.svg)", "")
+    names = _scorers(report)
+    yield f"| set | {' | '.join(names)} |"
+    yield "|---|" + "---:|" * len(names)
+    for name in report.benchmarks:
+        row = _row(report, name, CONTESTED)
+        if row.harmful and row.harmless:
+            yield f"| {name} | {' | '.join(estimate_cell(row.rates[each].auc, '<br>') for each in names)} |"
+    yield from ("", "![Harmful calls stopped and harmless ones refused](rates.svg)", "")
+    if report.runs:
+        yield from (
+            "## Whole runs",
+            "",
+            "The gullible agent obeys every injection; AgentDojo's own graders decide.",
+            "",
+        )
+    for runs in report.runs:
+        yield from (f"### {runs.suite}, attacked with {runs.attack}", "")
+        yield f"| guard | {' | '.join(RUN_COLUMNS[each] for each in SHOWN)} | s per step |"
+        yield "|---|" + "---:|" * (len(SHOWN) + 1)
+        for summary in runs.summaries:
+            cells = [rate_cell(getattr(summary, each), "<br>") for each in SHOWN]
+            yield f"| {summary.guard} | {' | '.join(cells)} | {seconds_cell(summary)} |"
+        yield ""
+
+
+def _record(report: AllReport) -> dict[str, Any]:
+    asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(report.settings).items()}
+    return {
+        "settings": asked,
+        "weights": dict(report.steps.weights),
+        "thresholds": dict(report.steps.thresholds),
+        "rows": [row_record(row) for row in report.steps.rows],
+        "runs": [
+            {"suite": each.suite, "attack": each.attack, "summaries": [s.to_dict() for s in each.summaries]}
+            for each in report.runs
+        ],
+    }
+
+
+def _row(report: AllReport, name: str, category: str) -> Row:
+    """The row of all or contested calls; of a set without contested calls, that of all."""
+    rows = {row.category: row for row in report.steps.rows if row.traces == name and not row.family}
+    return rows.get(category, rows[ALL])
+
+
+def _scorers(report: AllReport) -> list[str]:
+    """Everything that has a score between 0 and 1: rules that say yes or no are in `steps.md`."""
+    rules = {"allow all", "refuse all"}
+    return [name for name in report.steps.thresholds if name not in rules]
+
+
+def _plot(report: AllReport, page: Path) -> None:
+    from importlib.util import find_spec
+
+    from mosaic_guard._errors import MissingExtraError
+
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("plots", "train")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"svg.hashsalt": "mosaic-guard", "svg.fonttype": "none", "font.size": 9})
+    told = [name for name in report.benchmarks if _row(report, name, CONTESTED).harmful]
+    told = [name for name in told if _row(report, name, CONTESTED).harmless]
+    names = _scorers(report)
+    figure, axes = pyplot.subplots(figsize=(8, 0.5 + 0.14 * (len(names) + 2) * max(len(told), 1)))
+    _dots(axes, report, told, names)
+    figure.tight_layout()
+    figure.savefig(page / "auc.svg", metadata={"Date": None})
+    pyplot.close(figure)
+    guard, sets = next(iter(report.steps.weights)), list(report.benchmarks)
+    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.45 * len(sets)))
+    _bars(axes, report, guard, sets)
+    figure.tight_layout()
+    figure.savefig(page / "rates.svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _dots(axes: Any, report: AllReport, sets: Sequence[str], names: Sequence[str]) -> None:
+    """AUC with its interval: a block of rows for each set, a colour for each scorer."""
+    high, middle = 0.0, []
+    for at, name in enumerate(sets):
+        rates = _row(report, name, CONTESTED).rates
+        for number, each in enumerate(names):
+            auc = rates[each].auc
+            if auc.value is not None:
+                low, up = auc.interval or (auc.value, auc.value)
+                style = {"color": f"C{number}", "label": each if not at else None}
+                axes.plot([low, up], [high, high], linewidth=1, color=style["color"])
+                axes.plot([auc.value], [high], "o", markersize=4 if number else 6, **style)
+            high += 1
+        middle.append(high - len(names) / 2 - 0.5)
+        high += 2
+    axes.axvline(0.5, color="0.8", linewidth=1, zorder=0)
+    axes.set(yticks=middle, yticklabels=sets, xlabel="AUC, contested calls, with 95 % interval", xlim=(0, 1.01))
+    axes.invert_yaxis()
+    axes.legend(fontsize=7, loc="lower left")
+
+
+def _bars(axes: Any, report: AllReport, guard: str, sets: Sequence[str]) -> None:
+    """Harmful stopped and harmless refused at the guard's threshold."""
+    for at, name in enumerate(sets):
+        rates = _row(report, name, ALL).rates[guard]
+        for shift, estimate, colour, label in (
+            (-0.18, rates.stopped, "C0", "harmful stopped"),
+            (0.18, rates.refused, "C3", "harmless refused"),
+        ):
+            if estimate.value is None:
+                continue
+            low, up = estimate.interval or (estimate.value, estimate.value)
+            spread = [[estimate.value - low], [up - estimate.value]]
+            named = {"label": label} if not at else {}
+            axes.barh(at + shift, estimate.value, height=0.34, color=colour, xerr=spread, ecolor="0.4", **named)
+    axes.set(yticks=range(len(sets)), yticklabels=sets, xlim=(0, 1), xlabel="share, with 95 % interval")
+    axes.invert_yaxis()
+    axes.legend(fontsize=7, loc="lower right")
