@@ -18,6 +18,7 @@ from training_traces import log_traces
 
 from mosaic_guard import Guard, Limits, LocalGuardModel, Outcome, TraceWriter, guarded_graph, read_traces
 from mosaic_guard.train import main
+from mosaic_guard_training.manifest import guard_options
 from mosaic_guard_training.outputs import Output, data_digest, read_losses, trace_files
 from mosaic_guard_training.settings import TrainSettings, parse_settings
 
@@ -340,3 +341,13 @@ def wait_for_line(file: Path, number: int, process: subprocess.Popen[bytes]) -> 
         assert process.poll() is None, "it was over before it could be killed"
         assert time.monotonic() < limit
         time.sleep(0.005)
+
+
+def test_a_trained_guard_runs_with_the_options_of_those_that_it_learnt_from() -> None:
+    own = {"check": "never", "plan": "computed", "threshold": 0.3, "limits": {"plan": 9}, "sample": True}
+    found = guard_options([own, {**own, "sample": False}])
+    assert found == {"check": "never", "plan": "computed", "threshold": 0.3, "limits": {"plan": 9}}
+    assert guard_options([own, {**own, "threshold": 0.5, "plan": "written"}]) == {
+        "check": "never",
+        "limits": {"plan": 9},
+    }

@@ -128,6 +128,7 @@ class Roller:
                     guard = Guard(
                         guard_model,
                         check=settings.check,
+                        plan=settings.plan,
                         sample=True if settings.sample == "all" else "decisions",
                         seed=int.from_bytes(digest[:4]),
                         limits=limits,

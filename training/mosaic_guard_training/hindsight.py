@@ -163,7 +163,7 @@ def hindsight(
                 seconds={},
             )
         )
-    return replace(trajectory, guard=Guard(teacher, check=check, limits=limits).describe(), steps=steps)
+    return replace(trajectory, guard=Guard(teacher, check=check, plan=plan, limits=limits).describe(), steps=steps)
 
 
 def write_trajectory(writer: TraceWriter, trajectory: Trajectory) -> None:

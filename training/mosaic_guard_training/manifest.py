@@ -101,13 +101,14 @@ def metrics_of(
 
 
 def guard_options(guards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Options that the trained guard should run with: `check`, `plan` and `limits`, where all agree and it is not the default.
+    """Options that the trained guard should run with, where all agree and it is not the default.
 
     Args:
         guards: What the guards that it learnt from say of themselves, as `Guard.describe` does.
     """
     found: dict[str, Any] = {}
-    for name, default in (("check", "adaptive"), ("plan", "written"), ("limits", asdict(Limits()))):
+    defaults = {"check": "adaptive", "plan": "written", "threshold": 0.5, "limits": asdict(Limits())}
+    for name, default in defaults.items():
         values = [guard.get(name, default) for guard in guards]
         if values and values[0] != default and all(value == values[0] for value in values):
             found[name] = values[0]

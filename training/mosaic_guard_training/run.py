@@ -280,7 +280,7 @@ class _Run:
         metrics = metrics_of(losses, material.counts, material.tokens, groups)
         if settings.method == "grpo":
             limits = Limits(plan=settings.plan_tokens, safety=settings.safety_tokens)
-            guards = [{"check": settings.check, "limits": asdict(limits)}]
+            guards = [{"check": settings.check, "plan": settings.plan, "limits": asdict(limits)}]
         else:
             guards = [trajectory.guard for trajectory in source.trajectories]
         record = manifest(

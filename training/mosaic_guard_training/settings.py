@@ -86,6 +86,9 @@ class TrainSettings:
     check: Literal["adaptive", "always", "never"] = setting(
         "grpo: whether the safety block is the guard's choice, always there, or never", default="adaptive"
     )
+    plan: Literal["written", "computed"] = setting(
+        "grpo: whether the guard writes its plans or has them computed", default="written"
+    )
     plan_tokens: int = setting("grpo: most tokens of a plan", default=40, low=1, high=10**6)
     safety_tokens: int = setting("grpo: most tokens of the safety thoughts", default=48, low=1, high=10**6)
     reward: Literal["pairwise", "scalar"] = setting(
