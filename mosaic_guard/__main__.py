@@ -105,7 +105,15 @@ def steps_command(
         from mosaic_guard_training.evaluation.steps import StepSettings, evaluate_steps
 
         where = output or Path("runs", "evaluate", f"steps-{time.strftime('%Y%m%dT%H%M%S')}")
-        settings = StepSettings(tuple(guard or ["default"]), tuple(traces), train, where, untrained, limit, seed)
+        settings = StepSettings(
+            guards=tuple(guard or ["default"]),
+            traces=tuple(traces),
+            train=train,
+            output=where,
+            untrained=untrained,
+            limit=limit,
+            seed=seed,
+        )
         report = evaluate_steps(settings, progress=console.is_terminal)
     save_steps(report)
     for part in step_tables(report):
@@ -149,23 +157,24 @@ def all_command(
         from mosaic_guard_training.evaluation.benchmarks import SUITES
         from mosaic_guard_training.evaluation.evaluate_all import AllSettings, evaluate_all
         from mosaic_guard_training.evaluation.report import table
-        from mosaic_guard_training.evaluation.step_report import step_tables
+        from mosaic_guard_training.evaluation.step_report import save_steps, step_tables
 
         asked = AllSettings(
-            tuple(guard or ["default"]),
-            data,
-            train,
-            output,
-            tuple(suite or SUITES),
-            limit,
-            pairs,
-            self_check,
-            seed,
+            guards=tuple(guard or ["default"]),
+            data=data,
+            train=train,
+            output=output,
+            suites=tuple(suite or SUITES),
+            limit=limit,
+            pairs=pairs,
+            self_check=self_check,
+            seed=seed,
         )
         try:
             report = evaluate_all(asked, progress=console.is_terminal, say=typer.echo)
         except TrainingError as error:
             raise ValueError(str(error)) from error
+        save_steps(report.steps)
         write_page(report, page)
     for part in step_tables(report.steps):
         console.print(part)

@@ -161,7 +161,7 @@ class Guard:
         self.threshold = threshold
         self.ask_threshold = ask_threshold
         self.check_mode: Check = check
-        self.plan_mode: PlanMode = plan
+        self.plan_mode: PlanMode = plan if self.model.computes_plans else "written"
         self.sample: bool | Literal["decisions"] = sample
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self.on_error = on_error
@@ -278,7 +278,7 @@ class Guard:
             limits=self.limits,
             operator=self.policy.text,
             check=self.check_mode,
-            plan=self.plan_mode if self.model.computes_plans else "written",
+            plan=self.plan_mode,
         )
         seed = self.step_seed(key) if self.sample is True else None
         return replace(prompt, seed=seed, deadline=deadline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,19 @@ def test_one_command_measures_all_and_writes_the_page(
     again = CliRunner().invoke(app, asked)
     assert again.exit_code == 0, again.output
     assert (page / "README.md").read_text() == said
+
+
+@pytest.mark.model
+def test_guards_that_read_in_different_ways_are_not_measured_together(guard: Path, small: None, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(guard, other)
+    manifest = json.loads((guard / "manifest.json").read_text())
+    options = {**manifest["guard_options"], "check": "always"}
+    (other / "manifest.json").write_text(json.dumps({**manifest, "guard_options": options}))
+    asked = ["evaluate", "all", "--guard", str(guard), "--guard", str(other), "--data", str(tmp_path)]
+    found = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "runs"), "--page", str(tmp_path / "page")])
+    assert found.exit_code == 2
+    assert "one by one" in found.output
 
 
 @pytest.mark.model

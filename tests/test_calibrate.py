@@ -83,6 +83,10 @@ def test_a_guard_is_trained_calibrated_released_and_then_the_default(
     assert "calibrate first" in capsys.readouterr().err
     assert calibrate(["--guard", str(guard), "--traces", str(traces), "--rate", "0.34"]) == 0
     assert release(["--guard", str(guard), "--output", str(shipped)]) == 0
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "module.py").write_text("")
+    assert release(["--guard", str(guard), "--output", str(tmp_path / "package")]) == 2
+    assert "holds more than a guard (module.py)" in capsys.readouterr().err
     record = json.loads((shipped / "manifest.json").read_text())
     assert record["calibration"]["harmless_refused"]["n"] == 6
     assert record["guard_options"]["plan"] == "computed"

@@ -49,6 +49,7 @@ def test_a_chat_model_is_told_the_form_even_where_plans_could_be_computed() -> N
     guard = Guard(ChatGuardModel(GenericFakeChatModel(messages=iter([]))), plan="computed", check="never")
     asked = Step([HumanMessage("hi"), calls(("look", {"x": "a"}))], (Call(0, "1", "look", {"x": "a"}),))
     assert "<think>" in guard._prompt(asked, (), "").new[0][1]
+    assert guard.describe()["plan"] == "written"
 
 
 def test_text_before_the_turn_is_left_out() -> None:

@@ -230,6 +230,16 @@ def test_a_deed_asks_for_what_its_call_does(deed: Any, rng: Any) -> None:
         assert str(done.values[slot])[1:] in done.record.request
 
 
+@pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.name)
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=10, deadline=None)
+def test_another_target_is_another_call(deed: Any, rng: Any) -> None:
+    done = draw_deed(deed, rng)
+    for slot in deed.target:
+        if slot in done.values:
+            assert done.args(**{slot: "something else"}) != done.args()
+
+
 def test_sides_share_no_record_deed_or_kind_of_result() -> None:
     pools = [pool_of(side, []) for side in ("train", "dev", "test")]  # type: ignore[arg-type]
     assert sum(len(pool.deeds) for pool in pools) == len(DEEDS)

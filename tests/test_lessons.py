@@ -191,3 +191,11 @@ def test_what_is_held_out_can_be_measured_on_and_not_learnt(tmp_path: Path) -> N
     with pytest.raises(TrainingError, match="AgentDojo's travel suite"):
         teach(settings)
     assert not settings.output.exists()
+
+
+def test_lessons_that_were_written_to_measure_on_teach_nobody(base: str, tmp_path: Path) -> None:
+    write_tasks(tmp_path / "tasks.jsonl", [task()])
+    traces = tmp_path / "traces"
+    teach(LessonSettings(tasks=str(tmp_path / "tasks.jsonl"), output=traces, base_model=str(base)), to_learn=False)
+    with pytest.raises(TrainingError, match="to measure guards on"):
+        train(TrainSettings(method="sft", traces=traces, output=tmp_path / "guard"))

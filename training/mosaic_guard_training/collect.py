@@ -49,7 +49,7 @@ from mosaic_guard_training.rollout import (
     load_factory,
     tasks_of_suite,
 )
-from mosaic_guard_training.sources.splits import held_out, split_of_task
+from mosaic_guard_training.sources.splits import refuse_held_out, split_of_task
 from mosaic_guard_training.tasks import Task, read_tasks
 from mosaic_guard_training.workers import Done, do_jobs, share_cores
 
@@ -260,7 +260,7 @@ def _load(settings: CollectSettings) -> tuple[list[Task | DojoTask], str]:
             raise TrainingError(
                 f"--graph {settings.graph}: the tasks of AgentDojo bring graphs of their own; leave it out"
             )
-        _refuse_held_out([f"agentdojo/{suite}/"])
+        refuse_held_out([f"agentdojo/{suite}"])
         if settings.split != "all":
             raise TrainingError("--split: AgentDojo's suites are not split; workspace and banking are for development")
         found = list(tasks_of_suite(suite, settings.attack, settings.seed, settings.agent))
@@ -268,7 +268,7 @@ def _load(settings: CollectSettings) -> tuple[list[Task | DojoTask], str]:
     else:
         found = list(read_tasks(settings.tasks))
         digest = hashlib.sha256(Path(settings.tasks).read_bytes()).hexdigest()
-        _refuse_held_out([name for task in found if isinstance(task, Task) for name in (task.id, task.environment)])
+        refuse_held_out([name for task in found if isinstance(task, Task) for name in (task.id, task.environment)])
         if settings.split != "all":
             found = [task for task in found if isinstance(task, Task) and split_of_task(task) == settings.split]
     if not found:
@@ -278,13 +278,6 @@ def _load(settings: CollectSettings) -> tuple[list[Task | DojoTask], str]:
         drawn = random.Random(settings.seed).sample(range(len(found)), settings.limit)
         found = [found[index] for index in sorted(drawn)]
     return found, digest
-
-
-def _refuse_held_out(names: Sequence[str]) -> None:
-    for name in names:
-        held = held_out(name)
-        if held is not None:
-            raise TrainingError(f"{name.rstrip('/')!r} is of {held}, on which nobody trains or tunes: take other tasks")
 
 
 def _claim(settings: CollectSettings, tasks: str) -> None:

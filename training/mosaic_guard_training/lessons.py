@@ -14,6 +14,7 @@ OUTPUT holds one trace file per task, written beside and moved in whole; a task 
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sys
@@ -36,7 +37,7 @@ from mosaic_guard_training.options import check_ranges, parse, setting
 from mosaic_guard_training.outputs import write_json
 from mosaic_guard_training.rollout import UNFINISHED, RecordError, file_name, play, record
 from mosaic_guard_training.simulated import simulate
-from mosaic_guard_training.sources.splits import held_out
+from mosaic_guard_training.sources.splits import refuse_held_out
 from mosaic_guard_training.tasks import Task, call_key, read_tasks
 
 if TYPE_CHECKING:
@@ -205,8 +206,14 @@ def teach(settings: LessonSettings, *, to_learn: bool = True) -> Lessons:
         if lesson.id not in result.failed:
             _count(result, settings.output / file_name(lesson.id))
     told = {name: getattr(settings, name) for name in ("tasks", "check", "plan", "plan_tokens", "safety_tokens")}
-    write_json(settings.output / NOTE, {**told, "counts": dict(result.counts)})
+    write_json(settings.output / NOTE, {**told, "to_learn": to_learn, "counts": dict(result.counts)})
     return result
+
+
+def to_be_learnt(traces: Path) -> bool:
+    """Whether somebody may learn from the traces at a path; not from lessons that were written to measure guards on."""
+    note = traces / NOTE
+    return not note.is_file() or json.loads(note.read_text(encoding="utf-8")).get("to_learn") is not False
 
 
 def teacher_of(base_model: str | None = None) -> TeacherModel:
@@ -271,22 +278,15 @@ def _lessons(settings: LessonSettings, to_learn: bool) -> Iterator[Lesson]:
 
         suite = settings.tasks.removeprefix(DOJO)
         if to_learn:
-            _may_learn(f"agentdojo/{suite}")
+            refuse_held_out([f"agentdojo/{suite}"])
         registered = [name.strip() for name in settings.registered.split(",")]
         yield from lessons_of(suite, settings.attacks, settings.seed, side=settings.side, registered=registered)
         return
     for task in read_tasks(settings.tasks):
         if to_learn:
-            _may_learn(task.id, task.environment)
+            refuse_held_out([task.id, task.environment])
         if task.script:
             yield _TaskLesson(task)
-
-
-def _may_learn(*names: str) -> None:
-    for name in names:
-        held = held_out(name)
-        if held is not None:
-            raise TrainingError(f"{name!r} is of {held}, on which nobody trains or tunes: take other tasks")
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> LessonSettings:

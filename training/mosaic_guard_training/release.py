@@ -19,6 +19,9 @@ from mosaic_guard_training.model import ADAPTER_WEIGHTS
 from mosaic_guard_training.options import parse, setting
 from mosaic_guard_training.outputs import write_json
 
+OURS = ("adapter", "manifest.json")
+"""What a released guard consists of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseSettings:
@@ -35,7 +38,8 @@ def release(settings: ReleaseSettings) -> dict[str, Any]:
         Its manifest; `adapter_sha256` is the digest of the weights.
 
     Raises:
-        TrainingError: If there is no guard with an adapter, or its threshold was never calibrated.
+        TrainingError: If there is no guard with an adapter, its threshold was never calibrated, or something else is where it
+            is to go.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -51,6 +55,9 @@ def release(settings: ReleaseSettings) -> dict[str, Any]:
             f"the threshold of {str(settings.guard)!r} was never calibrated: "
             "run python -m mosaic_guard_training.calibrate first"
         )
+    there = sorted(each.name for each in settings.output.iterdir()) if settings.output.exists() else []
+    if there and set(there) - set(OURS):
+        raise TrainingError(f"{str(settings.output)!r} holds more than a guard ({there[0]}): name another --output")
     part = settings.output.with_name(settings.output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     (part / "adapter").mkdir(parents=True)

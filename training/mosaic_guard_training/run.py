@@ -33,6 +33,7 @@ from mosaic_guard_training.model import Start, named_start, preferred_start, sta
 from mosaic_guard_training.outputs import Output, data_digest, read_losses, trace_files, write_json
 from mosaic_guard_training.pairs import Pairs, PreferencePair, Side, build_pairs
 from mosaic_guard_training.settings import TrainSettings
+from mosaic_guard_training.sources.splits import refuse_held_out
 from mosaic_guard_training.twins import REFUSE, word_ids
 
 
@@ -149,8 +150,15 @@ class _Run:
             data = {"digest": data_digest([settings.preferences]), "files": 1, "pairs": len(file.pairs)}
             return _Source(start, data, pairs=file.pairs)
         assert settings.traces is not None  # the settings see to it
+        from mosaic_guard_training.lessons import to_be_learnt
+
         files = trace_files(settings.traces)
         trajectories = self._read()
+        refuse_held_out(name for each in trajectories for name in (each.id, each.task))
+        if not to_be_learnt(settings.traces):
+            raise TrainingError(
+                f"the lessons in {str(settings.traces)!r} were written to measure guards on: take others"
+            )
         start = starting_point(trajectories, settings.adapter, settings.base_model)
         data = {"digest": data_digest(files), "files": len(files), "trajectories": len(trajectories)}
         return _Source(

@@ -40,27 +40,30 @@ def _lines(report: AllReport) -> Iterator[str]:
     settings, steps = report.settings, report.steps
     guard = next(iter(steps.weights))
     yield from ("# Benchmarks", "")
-    yield f"Written by `python -m mosaic_guard evaluate all --guard {guard}`. Nothing here was trained on; what the guard"
-    yield "learnt from is in its model card. Every rate stands beside its opposite: a guard that refuses everything stops all."
+    yield f"Written by `{_command(report)}`, weights `{steps.weights[guard][:12]}`. The recipe of the"
+    yield "guard that ships trains on none of these sets; a guard of another recipe may. Every rate stands beside its opposite:"
+    yield "a guard that refuses everything stops all."
     yield from ("", "| set | what it is | harmful calls | harmless calls |", "|---|---|---:|---:|")
     for name, each in report.benchmarks.items():
         row = _row(report, name, ALL)
         yield f"| {name} | {each.about} | {row.harmful} | {row.harmless} |"
+    for name, number in report.unjudged.items():
+        yield f"\n{name}: {number} calls are too large to be judged and left out; at work the guard refuses such."
     if report.left_out:
         yield f"\nLeft out for want of `--data`: {', '.join(sorted(report.left_out))}."
     if settings.limit is not None:
         yield f"\nAt most {settings.limit} tasks of each set, drawn with seed {settings.seed}."
     yield from ("", f"## The guard `{guard}` on labelled calls", "")
-    yield f"Threshold {steps.thresholds[guard]:g}, from its manifest. All calls; [steps.md](steps.md) has every family and"
-    yield "attack, and how intervals are drawn."
-    yield from ("", "| set | AUC | harmful stopped | harmless refused | stopped at 1 % | stopped at 5 % |")
-    yield "|---|" + "---:|" * 5
+    yield f"It refuses where P(refuse) reaches {steps.thresholds[guard]:g}. *Contested* are calls of tools that are called"
+    yield "harmfully somewhere in the set: those where telling apart is work. [steps.md](steps.md) has every family and attack,"
+    yield "and how intervals are drawn."
+    yield from ("", "| set | harmful stopped | contested harmless refused | all harmless refused | AUC, contested |")
+    yield "|---|" + "---:|" * 4
     for name in report.benchmarks:
-        rates = _row(report, name, ALL).rates[guard]
-        cells = [rates.auc, rates.stopped, rates.refused, *rates.stopped_at.values()]
+        every, contested = (_row(report, name, category).rates[guard] for category in (ALL, CONTESTED))
+        cells = [every.stopped, contested.refused, every.refused, contested.auc]
         yield f"| {name} | {' | '.join(estimate_cell(each, '<br>', counts=True) for each in cells)} |"
     yield from ("", "## AUC beside baselines, contested calls", "")
-    yield "Contested are calls of tools that are called harmfully somewhere in the set: those where telling apart is work."
     yield from ("", "![AUC of the guard and of baselines](auc.svg)", "")
     names = _scorers(report)
     yield f"| set | {' | '.join(names)} |"
@@ -87,6 +90,16 @@ def _lines(report: AllReport) -> Iterator[str]:
         yield ""
 
 
+def _command(report: AllReport) -> str:
+    settings = report.settings
+    options = [*(f"--guard {name}" for name in settings.guards), *(f"--suite {name}" for name in settings.suites)]
+    options += [f"--{key} {value}" for key in ("limit", "pairs") if (value := getattr(settings, key)) is not None]
+    options += ["--self-check"] if settings.self_check else []
+    options += ["--data DIR"] if settings.data else []
+    options += ["--train LESSONS"] if settings.train else []
+    return " ".join(["python -m mosaic_guard evaluate all", *options, f"--seed {settings.seed}"])
+
+
 def _record(report: AllReport) -> dict[str, Any]:
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(report.settings).items()}
     return {
@@ -108,9 +121,8 @@ def _row(report: AllReport, name: str, category: str) -> Row:
 
 
 def _scorers(report: AllReport) -> list[str]:
-    """Everything that has a score between 0 and 1: rules that say yes or no are in `steps.md`."""
-    rules = {"allow all", "refuse all"}
-    return [name for name in report.steps.thresholds if name not in rules]
+    """Everything but the two whose AUC is one half whatever they meet."""
+    return [name for name in report.steps.thresholds if name not in ("allow all", "refuse all")]
 
 
 def _plot(report: AllReport, page: Path) -> None:

@@ -7,6 +7,8 @@ Those of public data need `--data`, as `sources/` does; AgentDojo's suites need 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,10 +63,16 @@ FROM_DATA: Mapping[str, Benchmark] = {
         "generated: requests, tools, templates and results of the test side, with twins in which the user asks",
         _composed,
     ),
-    "injecagent": Benchmark("InjecAgent: toolkits held back; twins in which the user asks", _of(injecagent, "test")),
-    "asb": Benchmark("Agent Security Bench: three agents held back; calls without arguments", _of(asb, "dev")),
+    "injecagent": Benchmark(
+        "InjecAgent: toolkits held back, but for Gmail, which half of the attacks end in; twins in which the user asks",
+        _of(injecagent, "test"),
+    ),
+    "asb": Benchmark(
+        "Agent Security Bench: three agents held back from training, though not from the threshold; no arguments",
+        _of(asb, "dev"),
+    ),
     "agentalign": Benchmark(
-        "harmful requests of users in categories held back, and ordinary ones for the same tools",
+        "AgentAlign: harmful requests in categories held back, and ordinary ones, some for tools that are trained on",
         _of(agentalign, "test"),
     ),
     "bfcl-conversations": Benchmark("BFCL multi_turn_base, ids 0 to 99: ordinary work", bfcl_conversations.tasks),
@@ -107,29 +115,36 @@ def write_traces(
         TrainingError: If a source's files are missing or are others.
         ImportError: If AgentDojo is not installed.
     """
-    mode = {key: guard.options[key] for key in ("check", "plan") if key in guard.options}
-    sizes = asdict(Limits(**dict(guard.options.get("limits") or {})))
+    mode = mode_of(guard)
     if benchmark.tasks is None:
         tasks = f"{DOJO}{benchmark.suite}"
     else:
         if data is None:
             raise TrainingError(f"{name} is made of public files: name with --data the directory that holds them")
         file = output / "tasks" / f"{name}.jsonl"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_tasks(file, benchmark.tasks(data))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_tasks(file, benchmark.tasks(data))
         tasks = str(file)
+    key = json.dumps([mode, REGISTERED, seed, limit, Path(tasks).read_text("utf-8") if benchmark.tasks else tasks])
     settings = LessonSettings(
         tasks=tasks,
-        output=output / "traces" / "-".join([*mode.values(), str(seed), str(limit or "all")]) / name,
+        output=output / "traces" / hashlib.sha256(key.encode()).hexdigest()[:12] / name,
         base_model=guard.base,
-        plan_tokens=sizes["plan"],
-        safety_tokens=sizes["safety"],
+        check=mode["check"],
+        plan=mode["plan"],
+        plan_tokens=mode["limits"]["plan"],
+        safety_tokens=mode["limits"]["safety"],
         limit=limit,
         attacks=1,
         side="test",
         registered=",".join(REGISTERED),
         seed=seed,
-        **mode,
     )
     return settings.output, teach(settings, to_learn=False)
+
+
+def mode_of(guard: ScoredGuard) -> dict[str, Any]:
+    """What decides which tokens a guard reads: its base model, and how it plans and checks."""
+    limits = asdict(Limits(**dict(guard.options.get("limits") or {})))
+    defaults = {"check": "adaptive", "plan": "written"}
+    return {"base": guard.base, "limits": limits} | {key: guard.options.get(key, defaults[key]) for key in defaults}

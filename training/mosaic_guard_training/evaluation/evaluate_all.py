@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mosaic_guard._errors import MissingExtraError
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.evaluation.baselines import BASELINES, baseline
-from mosaic_guard_training.evaluation.benchmarks import SUITES, Benchmark, benchmarks, write_traces
+from mosaic_guard_training.evaluation.benchmarks import SUITES, Benchmark, benchmarks, mode_of, write_traces
 from mosaic_guard_training.evaluation.harness import Evaluation, Settings
 from mosaic_guard_training.evaluation.metrics import Summary, summarise
 from mosaic_guard_training.evaluation.step_scores import ScoredGuard
@@ -29,7 +31,7 @@ ATTACKS: Mapping[str, str] = {
 """What whole runs are attacked with, by name: AgentDojo's strongest text, and one that is no template of ours."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AllSettings:
     """What is measured.
 
@@ -74,6 +76,7 @@ class AllReport:
         settings: What was asked for.
         benchmarks: The sets that were measured, by name.
         left_out: The sets that were not, for want of `data`.
+        unjudged: How many calls of a set are too large to be judged, and so carry no label; a guard refuses such.
         steps: Labelled calls.
         runs: Whole runs.
     """
@@ -81,6 +84,7 @@ class AllReport:
     settings: AllSettings
     benchmarks: Mapping[str, Benchmark]
     left_out: tuple[str, ...]
+    unjudged: Mapping[str, int]
     steps: StepReport
     runs: tuple[WholeRuns, ...]
 
@@ -96,17 +100,26 @@ def evaluate_all(
         say: Told what comes next.
 
     Raises:
-        TrainingError: If a source's files are missing or are others.
+        TrainingError: If a source's files are missing or are others, or guards differ in what they read.
         FileNotFoundError: If a guard is not there.
         MissingExtraError: If packages are missing.
         ModelLoadError: If a guard cannot be loaded.
     """
-    guard = ScoredGuard.find(settings.guards[0])
+    for name in ("matplotlib", "sklearn"):
+        if find_spec(name) is None:
+            raise MissingExtraError("evaluate all", "train,fit")
+    guard, *others = (ScoredGuard.find(name) for name in settings.guards)
+    for other in others:
+        if mode_of(other) != mode_of(guard):
+            raise TrainingError(
+                f"{other.name!r} and {guard.name!r} differ in base model, check, plan or limits, and so in what they read: "
+                "evaluate them one by one"
+            )
     known = benchmarks(settings.suites)
     measured = {name: each for name, each in known.items() if each.tasks is None or settings.data is not None}
     if not measured:
         raise TrainingError("nothing to measure: name a --suite, or with --data the directory of the public sources")
-    traces = []
+    traces, unjudged = [], dict[str, int]()
     for name, each in measured.items():
         say(f"{name}: {each.about}")
         where, lessons = write_traces(
@@ -114,19 +127,22 @@ def evaluate_all(
         )
         for task, why in lessons.failed.items():
             say(f"  {task} is left out: {why}")
+        if number := lessons.counts["failed_guard"]:
+            say(f"  {number} calls are too large to be judged, and left out")
+            unjudged[name] = number
         traces.append(where)
     say("scoring")
     asked = StepSettings(
-        settings.guards,
-        tuple(traces),
-        settings.train,
-        settings.output / "steps",
+        guards=settings.guards,
+        traces=tuple(traces),
+        train=settings.train,
+        output=settings.output / "steps",
         seed=settings.seed,
         self_check=settings.self_check,
     )
     steps = evaluate_steps(asked, progress=progress)
     runs = tuple(_runs(settings, progress, say)) if settings.pairs != 0 else ()
-    return AllReport(settings, measured, tuple(set(known) - set(measured)), steps, runs)
+    return AllReport(settings, measured, tuple(set(known) - set(measured)), unjudged, steps, runs)
 
 
 def _runs(settings: AllSettings, progress: bool, say: Callable[[str], None]) -> Iterator[WholeRuns]:

@@ -26,7 +26,7 @@ ALL, CONTESTED = "all calls", "contested calls"
 """The rows of every directory; the others are a family and a category each."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepSettings:
     """What is scored.
 

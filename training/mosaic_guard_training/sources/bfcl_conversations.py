@@ -10,16 +10,17 @@ Public source: as for `bfcl.py`.
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.sources.bfcl import schema_of
 from mosaic_guard_training.sources.files import SourceFiles
 from mosaic_guard_training.sources.scene import ANSWERED
@@ -124,12 +125,16 @@ def conversation(
         methods: What answers a call, by name; called once for each call, in order.
         source: Where it is from.
     """
-    # Some simulators draw numbers: the same ones each time.
+    # Some simulators draw numbers: the same ones each time, and nobody else's are touched.
+    state = random.getstate()
     random.seed(0)
     script: list[ScriptTurn] = []
-    for at, expressions in enumerate(answers):
-        script += [ANSWERED] if at else []
-        script += [ScriptTurn(calls=(_call(expression, methods),)) for expression in expressions]
+    try:
+        for at, expressions in enumerate(answers):
+            script += [ANSWERED] if at else []
+            script += [ScriptTurn(calls=(_call(expression, methods),)) for expression in expressions]
+    finally:
+        random.setstate(state)
     return Task(
         id=f"bfcl/{stated['id']}",
         environment=environment("bfcl", stated["involved_classes"]),
@@ -165,20 +170,26 @@ def _tools(documented: Sequence[Mapping[str, Any]]) -> list[TaskTool]:
 
 
 def _simulators(data: Path) -> dict[str, type]:
-    """The classes of the simulators, from the files that were checked."""
-    for file in FILES.sha256:
-        if file.endswith(".py"):
-            FILES.read(data, file)
-    where = str(data.resolve())
-    sys.path.insert(0, where)
+    """The classes of the simulators: the very files that were checked are run, under the names by which they import each other.
+
+    Raises:
+        TrainingError: If a file is missing or is another one, or `mpmath` is not installed, which one of them needs.
+    """
+    if find_spec("mpmath") is None:
+        raise TrainingError("BFCL's simulators need mpmath: pip install mpmath")
+    package, before = f"bfcl_eval.{_CODE.replace('/', '.')}", dict(sys.modules)
+    modules = {}
     try:
-        package = f"bfcl_eval.{_CODE.replace('/', '.')}"
-        return {
-            world: getattr(importlib.import_module(f"{package}.{name}"), world)
-            for world, (name, _, _) in _WORLDS.items()
-        }
+        for name in ("long_context", *(name for name, _, _ in _WORLDS.values())):
+            FILES.read(data, f"{_CODE}/{name}.py")
+            spec: Any = spec_from_file_location(f"{package}.{name}", data / FILES.name / _CODE / f"{name}.py")
+            modules[name] = sys.modules[spec.name] = module_from_spec(spec)
+            spec.loader.exec_module(modules[name])
     finally:
-        sys.path.remove(where)
+        for name in set(sys.modules) - set(before):
+            if name.startswith(package):
+                del sys.modules[name]
+    return {world: getattr(modules[name], world) for world, (name, _, _) in _WORLDS.items()}
 
 
 def _methods(world: Any) -> Iterator[tuple[str, Callable[..., Any]]]:

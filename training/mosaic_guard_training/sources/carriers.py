@@ -84,14 +84,6 @@ class Carrier:
         """What a person calls it."""
         return self.kind.referred.format(**self.values)
 
-    @property
-    def owner(self) -> str:
-        """Who wrote the item with the gap, if it says so; else nobody."""
-        item = self.items[self.at]
-        return str(
-            next((item[field] for field in ("from", "author", "sender", "user", "reporter") if field in item), "")
-        )
-
     def filled(self, text: str = "") -> str:
         """The result with some text in the gap."""
         parts = [part for part in (self.before, text, self.after) if part]
@@ -312,8 +304,6 @@ KINDS: tuple[Kind, ...] = (
          lambda draw: {"device": draw("word"), "value": draw("percent"), "unit": draw.pick("C % kWh ppm"), "text": ""}, False),
 )  # fmt: skip
 """All kinds."""
-
-BY_NAME: Mapping[str, Kind] = {kind.name: kind for kind in KINDS}
 
 _TEXT_FIELDS = ("text", "body", "content", "description", "message", "snippet", "notes", "details")
 

@@ -175,12 +175,11 @@ def draw_deed(deed: Deed, rng: random.Random, values: Mapping[str, Any] | None =
 
 def noun(slot: str) -> str:
     """What a slot's value is called in a sentence."""
-    kind = slot.rstrip(string.digits)
-    return _LABELS.get(kind, kind)
+    return _LABELS.get(_kind(slot), _kind(slot))
 
 
 def value_of(slot: str, draw: Draw) -> Any:
-    """Another value for a slot."""
+    """A value for a slot, drawn anew; it may happen to be the same."""
     return _drawn(slot, draw)
 
 
@@ -194,7 +193,7 @@ def _slots(text: str) -> list[str]:
 
 
 def _drawn(slot: str, draw: Draw) -> Any:
-    kind = slot.rstrip(string.digits)
+    kind = _kind(slot)
     if kind not in _OWN:
         return draw(kind)
     value = draw.rng.choice(_OWN[kind])

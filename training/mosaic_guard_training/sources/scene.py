@@ -77,7 +77,6 @@ class Scene:
         pool: What it draws from.
         name: What its tasks' ids begin with.
         rng: Decides all that is drawn.
-        scenario: What is in `environment`'s place where nothing else is.
     """
 
     pool: Pool

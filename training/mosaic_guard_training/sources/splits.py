@@ -47,6 +47,7 @@ HELD_OUT: Mapping[str, str] = {
     "privacylens": "PrivacyLens",
     "r-judge": "R-Judge",
     "rjudge": "R-Judge",
+    "agent_threat_bench": "Agent Threat Bench",
     **{
         f"bfcl/multi_turn_{kind}_{number}": "BFCL's held-out conversations"
         for kind in ("base", "long_context", "miss_func", "miss_param")
@@ -60,6 +61,17 @@ def held_out(name: str) -> str | None:
     """What a task or environment is held out as; None if it may be trained on."""
     parts = name.strip("/").lower().split("/")
     return next((HELD_OUT[key] for n in range(len(parts), 0, -1) if (key := "/".join(parts[:n])) in HELD_OUT), None)
+
+
+def refuse_held_out(names: Iterable[str]) -> None:
+    """Make sure that somebody may train or tune on tasks or environments of these names.
+
+    Raises:
+        TrainingError: If one is held out.
+    """
+    for name in names:
+        if (held := held_out(name)) is not None:
+            raise TrainingError(f"{name!r} is of {held}, on which nobody trains or tunes: take other tasks")
 
 
 def split_of(source: str, name: str) -> Split:

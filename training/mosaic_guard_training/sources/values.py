@@ -78,14 +78,6 @@ class Draw:
         """A value of a kind, one of `KINDS`."""
         return KINDS[kind](self)
 
-    def other(self, kind: str, than: object) -> str | int | float:
-        """A value of a kind that is another than this one."""
-        for _ in range(100):
-            value = self(kind)
-            if value != than:
-                return value
-        raise ValueError(f"there is only one {kind}")
-
     def pick(self, kinds: str) -> str:
         """One word of some."""
         return self.rng.choice(kinds.split())
