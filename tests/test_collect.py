@@ -142,7 +142,9 @@ def test_a_task_file_may_be_moved_and_a_guard_may_not_change(tmp_path: Path) -> 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, workers: int) -> None:
     output = tmp_path / "out"
-    options = ["--tasks", str(task_file(tmp_path)), "--output", str(output), "--guard", "collecting:slow_guard_model"]
+    # So many that a busy machine does not get to the end before it is interrupted.
+    tasks = str(task_file(tmp_path, 60))
+    options = ["--tasks", tasks, "--output", str(output), "--guard", "collecting:slow_guard_model"]
     # A group of its own: the terminal's Ctrl-C reaches the workers, too.
     running = subprocess.Popen(
         command(*options, "--workers", str(workers)),
@@ -161,7 +163,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, workers: int) -> N
     assert running.returncode == 130
     assert said.splitlines()[-1] == f"stopped: go on with --resume --output {output}"
     assert "Traceback" not in said
-    assert 2 <= len(read_traces(output)) < 24
+    assert 2 <= len(read_traces(output)) < 240
 
 
 def test_a_collection_that_never_began_binds_nobody(tmp_path: Path) -> None:
