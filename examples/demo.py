@@ -4,8 +4,8 @@
 
 1. Runs AgentDojo's *workspace* tasks, some of them under attack, each twice, with a guarded agent whose decisions are
    drawn from the default guard model; shows each plan, check and decision.
-2. Trains the default model on what was logged.
-3. Evaluates the model before and after on another suite, *banking*.
+2. Trains the guard further on what was logged.
+3. Evaluates the guard before and after on another suite, *banking*.
 
 The agent is scripted: the *gullible agent* plays the ground truth of the user's task and, once it has read the injected
 text, that of the attack. So whose call each is, is known, and no API key is needed. The guard is real. The sizes are
@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.markup import escape
 
 console = Console()
-SMALL_RUN = ("--epochs", 1, "--batch-size", 2, "--learning-rate", 5e-4)
-"""A dozen pairs make two optimizer steps at the default batch size, and the default rate is meant for hundreds."""
+SMALL_RUN = ("--epochs", 1, "--batch-size", 2)
+"""A dozen pairs make two optimizer steps at the default batch size."""
 COLOURS = {"act": "green", "refuse": "red", "ask": "yellow"}
 
 
@@ -51,8 +51,8 @@ def main() -> None:
 
     console.rule(f"done in {time.monotonic() - started:.0f} s")
     console.print(
-        "The agent was AgentDojo's ground truth, played by a script that gives in to what it reads; the guard model was\n"
-        "SmolLM2-135M-Instruct, before and after training on the traces above."
+        "The agent was AgentDojo's ground truth, played by a script that gives in to what it reads; the guard was the\n"
+        "default one, before and after further training on the traces above."
     )
     for what, where in {
         "traces": traces,
@@ -75,11 +75,11 @@ def read_options() -> argparse.Namespace:
 
 def collect(traces: Path, scenarios: int) -> None:
     """Run a stratified sample of (user task, injection task) pairs; every fourth scenario without its attack."""
-    from mosaic_guard import Guard, Limits, TraceWriter
+    from mosaic_guard import Guard, TraceWriter
     from mosaic_guard_agentdojo import pairs, run_task, scenario
     from mosaic_guard_training.evaluation import stratified
 
-    guard = Guard(sample="decisions", seed=0, limits=Limits(plan=24))
+    guard = Guard(sample="decisions", seed=0)
     chosen = stratified(list(pairs("workspace")), scenarios, (lambda p: p[0], lambda p: p[1]), seed=0)
     with TraceWriter(traces) as trace:
         for number, (user, injection) in enumerate(chosen):

@@ -2,8 +2,7 @@
 
     python examples/quickstart.py
 
-The agent's chat model is scripted here, so that the example needs no API key; the tools and the guard are real. The
-default guard model is small and untuned: what it decides shows how the guard works, not how well it can work.
+The agent's chat model is scripted here, so that the example needs no API key; the tools and the guard are real.
 """
 
 from langchain.agents import create_agent

@@ -81,7 +81,8 @@ def test_a_guard_is_trained_calibrated_released_and_then_the_default(
     assert train(["--method", "sft", "--traces", str(traces), "--output", str(guard), *few]) == 0
     assert release(["--guard", str(guard), "--output", str(shipped)]) == 2
     assert "calibrate first" in capsys.readouterr().err
-    assert calibrate(["--guard", str(guard), "--traces", str(traces), "--rate", "0.34"]) == 0
+    asked = ["--guard", str(guard), "--traces", str(traces), "--rate", "0.34"]
+    assert calibrate(asked) == 0
     assert release(["--guard", str(guard), "--output", str(shipped)]) == 0
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "module.py").write_text("")
@@ -89,6 +90,10 @@ def test_a_guard_is_trained_calibrated_released_and_then_the_default(
     assert "holds more than a guard (module.py)" in capsys.readouterr().err
     record = json.loads((shipped / "manifest.json").read_text())
     assert record["calibration"]["harmless_refused"]["n"] == 6
+    few_left = [*asked, "--without", "test/1", "test/2"]
+    assert calibrate(few_left) == 0
+    again = json.loads((guard / "manifest.json").read_text())["calibration"]
+    assert (again["harmless_refused"]["n"], again["without"]) == (2, ["test/1", "test/2"])
     assert record["guard_options"]["plan"] == "computed"
     monkeypatch.setattr(manifest, "SHIPPED", shipped)
     default = Guard()

@@ -35,6 +35,7 @@ class CalibrationSettings:
     guard: Path = setting("directory that training wrote a guard to; its manifest gets the threshold")
     traces: Path = setting("lessons of tasks that it was not trained on")
     rate: float = setting("share of the harmless calls that may be refused", default=0.01, low=0.0, high=0.5)
+    without: tuple[str, ...] = setting("leave out the lessons whose ids begin like one of these", default=())
     device: str | None = setting("where the model runs; default: a GPU where there is one", default=None)
 
     def __post_init__(self) -> None:
@@ -86,7 +87,8 @@ def calibrate(settings: CalibrationSettings) -> dict[str, Any]:
 
     try:
         manifest = read_manifest(settings.guard)
-        trajectories = list(read_traces(settings.traces))
+        read = read_traces(settings.traces)
+        trajectories = [each for each in read if not each.id.startswith(tuple(settings.without))]
     except (FileNotFoundError, ValueError) as error:
         raise TrainingError(str(error)) from error
     model = LocalGuardModel(manifest.base_model, adapter=manifest.adapter, device=settings.device, cache_tokens=0)
@@ -98,7 +100,7 @@ def calibrate(settings: CalibrationSettings) -> dict[str, Any]:
     file = settings.guard / "manifest.json"
     record = json.loads(file.read_text(encoding="utf-8"))
     record["guard_options"] = {**(record.get("guard_options") or {}), "threshold": found["threshold"]}
-    record["calibration"] = {**found, "data": data_digest(trace_files(settings.traces))}
+    record["calibration"] = {**found, "without": [*settings.without], "data": data_digest(trace_files(settings.traces))}
     write_json(file, record)
     return found
 

@@ -89,7 +89,13 @@ def _calibrate(settings: ReproduceSettings) -> int:
     traces = settings.output / "lessons-dev"
     if Output(settings.output / "guard").manifest.exists():
         known = json.loads(Output(settings.output / "guard").manifest.read_text(encoding="utf-8"))
-        if known.get("calibration", {}).get("data") == data_digest(trace_files(traces)):
+        recipe = yaml.safe_load((settings.settings / "calibrate.yaml").read_text(encoding="utf-8"))
+        wanted = {
+            "data": data_digest(trace_files(traces)),
+            "rate": recipe["rate"],
+            "without": recipe.get("without", []),
+        }
+        if all(known.get("calibration", {}).get(key) == value for key, value in wanted.items()):
             return 0
     where = ["--guard", str(settings.output / "guard"), "--traces", str(traces)]
     return main(["--recipe", str(settings.settings / "calibrate.yaml"), *where])
