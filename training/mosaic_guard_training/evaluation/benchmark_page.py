@@ -172,7 +172,7 @@ def _dots(axes: Any, report: AllReport, sets: Sequence[str], names: Sequence[str
     axes.axvline(0.5, color="0.8", linewidth=1, zorder=0)
     axes.set(yticks=middle, yticklabels=sets, xlabel="AUC, contested calls, with 95 % interval", xlim=(0, 1.01))
     axes.invert_yaxis()
-    axes.legend(fontsize=7, loc="lower left")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _bars(axes: Any, report: AllReport, guard: str, sets: Sequence[str]) -> None:
@@ -191,4 +191,4 @@ def _bars(axes: Any, report: AllReport, guard: str, sets: Sequence[str]) -> None
             axes.barh(at + shift, estimate.value, height=0.34, color=colour, xerr=spread, ecolor="0.4", **named)
     axes.set(yticks=range(len(sets)), yticklabels=sets, xlim=(0, 1), xlabel="share, with 95 % interval")
     axes.invert_yaxis()
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
