@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,16 +61,28 @@ class Order:
 
     def __init__(self) -> None:
         self.happened: list[tuple[str, str]] = []
+        self._arrived = threading.Condition()
 
-    def guard(self, **verdicts: Any) -> Guard:
+    def guard(self, patient: bool = False, **verdicts: Any) -> Guard:
+        """A guard; a patient one decides when the user has got the step before, or else in half a minute.
+
+        A graph inside another runs on while the user reads: without patience the order of the two is a matter of luck.
+        """
+
         def decide(asked: Any) -> Any:
-            self.happened.append(("decided", asked.calls[0].args["x"]))
+            with self._arrived:
+                before = [name for what, name in self.happened if what == "decided"][-1:]
+                if patient and before:
+                    self._arrived.wait_for(lambda: f"{before[0]}.last" in self.tokens(), timeout=30)
+                self.happened.append(("decided", asked.calls[0].args["x"]))
             return by_name(**verdicts)(asked)
 
         return Guard(ScriptedGuardModel(decide))
 
     def got(self, text: str) -> None:
-        self.happened += [("token", word) for word in text.split()]
+        with self._arrived:
+            self.happened += [("token", word) for word in text.split()]
+            self._arrived.notify_all()
 
     def early(self) -> list[str]:
         """The tokens of a step that came before its decision."""
@@ -339,7 +352,7 @@ def team(order: Order, hold: bool) -> Any:
     """An outer agent with tools of its own, behind a node that is a guarded agent."""
     inner = guarded_graph(
         build("create_agent", [step(0, "look"), step(1, "pay"), AIMessage("inner end")]),
-        guard=order.guard(pay="refuse"),
+        guard=order.guard(patient=hold, pay="refuse"),
         hold=hold,
     )
     model = Streaming(script=[step(5, "look"), AIMessage("outer end")])
@@ -351,7 +364,7 @@ def team(order: Order, hold: bool) -> Any:
     builder.add_edge("team", "agent")
     builder.add_conditional_edges("agent", tools_condition)
     builder.add_edge("tools", "agent")
-    return guarded_graph(builder.compile(), guard=order.guard(), hold=hold)
+    return guarded_graph(builder.compile(), guard=order.guard(patient=hold), hold=hold)
 
 
 @pytest.mark.parametrize("modes", ["messages", ["messages", "updates", "custom"]])
