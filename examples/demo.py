@@ -9,7 +9,7 @@
 
 The agent is scripted: the *gullible agent* plays the ground truth of the user's task and, once it has read the injected
 text, that of the attack. So whose call each is, is known, and no API key is needed. The guard is real. The sizes are
-chosen for ten minutes on two cores, not for good figures: a small model that has seen a few dozen examples.
+chosen for five minutes on two cores, not for good figures: training sees a handful of pairs.
 """
 
 from __future__ import annotations

@@ -91,9 +91,9 @@ class Guard:
     """Turns a step into decisions.
 
     Args:
-        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the default:
-            SmolLM2-135M-Instruct, run in this process. A trained guard in the package takes its place once there is one, and
-            brings its own defaults for `threshold`, `check`, `plan` and `limits`.
+        model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the guard that
+            comes with the package (SmolLM2-135M-Instruct with an adapter, run in this process), which brings its own defaults
+            for `threshold`, `check`, `plan` and `limits`.
         policy: Rules that are evaluated before the model: a `Policy`, or the path of a file that holds one.
         threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1]. Default 0.5.
         ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].

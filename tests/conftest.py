@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     for each in tiny_model(window=8192):
         each.save_pretrained(directory)
     return str(directory)
+
+
+@pytest.fixture(scope="session")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a guard all of whose tiny weights are its own, as training writes it."""
+    directory = tmp_path_factory.mktemp("guard")
+    for each in tiny_model(window=8192):
+        each.save_pretrained(directory)
+    options = {"check": "never", "plan": "computed", "threshold": 0.4}
+    (directory / "manifest.json").write_text(json.dumps({"adapter": None, "model": ".", "guard_options": options}))
+    return directory
 
 
 @pytest.fixture(scope="session")

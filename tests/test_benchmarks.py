@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from collecting import task
 from test_evaluation_steps import benign
-from tiny_model import tiny_model
 from typer.testing import CliRunner
 
 from mosaic_guard.__main__ import app
@@ -92,17 +91,6 @@ def test_what_a_mail_wants_in_its_summary_is_harmful_there() -> None:
 def test_suites_that_are_held_out_are_no_default() -> None:
     assert {each.suite for each in benchmarks().values()} == {"workspace", "banking", None}
     assert benchmarks(["travel"])["agentdojo-travel"].suite == "travel"
-
-
-@pytest.fixture(scope="module")
-def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny guard on disk all of whose weights are its own."""
-    directory = tmp_path_factory.mktemp("guard")
-    for each in tiny_model(window=8192):
-        each.save_pretrained(directory)
-    options = {"check": "never", "plan": "computed", "threshold": 0.4}
-    (directory / "manifest.json").write_text(json.dumps({"adapter": None, "model": ".", "guard_options": options}))
-    return directory
 
 
 @pytest.fixture

@@ -45,17 +45,6 @@ def benign(number: int) -> Task:
 
 
 @pytest.fixture(scope="module")
-def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny guard on disk all of whose weights are its own."""
-    directory = tmp_path_factory.mktemp("guard")
-    for each in tiny_model(window=8192):
-        each.save_pretrained(directory)
-    options = {"check": "never", "plan": "computed", "threshold": 0.4}
-    (directory / "manifest.json").write_text(json.dumps({"adapter": None, "model": ".", "guard_options": options}))
-    return directory
-
-
-@pytest.fixture(scope="module")
 def taught(guard: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Lessons of four families of twins."""
     directory = tmp_path_factory.mktemp("lessons")

@@ -12,7 +12,7 @@ from typing import Any
 from mosaic_guard.models.weights import DEFAULT_BASE
 
 SHIPPED = Path(__file__).parent.parent / "shipped"
-"""Where the package keeps a trained guard, once it comes with one: an adapter for the default base model, and its manifest."""
+"""The guard that comes with the package: an adapter for the default base model, and its manifest."""
 
 
 @dataclass(frozen=True)

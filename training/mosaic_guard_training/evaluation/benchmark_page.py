@@ -25,9 +25,6 @@ def write_page(report: AllReport, page: Path) -> None:
     Args:
         report: What was found.
         page: A directory, created if it does not exist.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
     """
     page.mkdir(parents=True, exist_ok=True)
     _plot(report, page)
@@ -126,12 +123,6 @@ def _scorers(report: AllReport) -> list[str]:
 
 
 def _plot(report: AllReport, page: Path) -> None:
-    from importlib.util import find_spec
-
-    from mosaic_guard._errors import MissingExtraError
-
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError("plots", "train")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The sets of labelled calls that every guard is measured on; nothing is trained on any of them.
+"""The sets of labelled calls that every guard is measured on; the recipe of the guard that ships trains on none of them.
 
 Each is written as lessons (`lessons.py`) in the mode of the guard that is measured, so that it reads what it reads at work.
 Those of public data need `--data`, as `sources/` does; AgentDojo's suites need the extra `agentdojo` alone. `travel` and
