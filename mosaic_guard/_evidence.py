@@ -150,13 +150,14 @@ def _origins(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], ca
 
 def _evidence(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> CallEvidence:
     origins = _origins(before, proposing, call)
-    name = words_of(_NAME_PARTS.sub(" ", call.name))
-    words = name | frozenset().union(*(words_of(v) for _, v in leaves(call.args)))
+    name = _NAME_PARTS.sub(" ", call.name)
+    verbs = frozenset(_WORD.findall(name.casefold())[:1])
+    words = words_of(name) | frozenset().union(*(words_of(v) for _, v in leaves(call.args)))
     user = _nearest(words, [(None, message_text(m)) for m in before if is_human(m)])
     results = [
         (m.name or "a tool", message_text(m)) for m in before if isinstance(m, ToolMessage) and not is_refusal(m)
     ]
-    return CallEvidence(origins, user, _nearest(words, results, name))
+    return CallEvidence(origins, user, _nearest(words, results, verbs))
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -256,10 +257,13 @@ def reads_as_instruction(text: str, verbs: frozenset[str] = frozenset()) -> bool
 
     Args:
         text: The passage.
-        verbs: What it may begin with to be a command, beside the usual verbs: the words of a tool's name.
+        verbs: What it may begin with to be a command, beside the usual verbs: the first word of a tool's name.
     """
+    if _INSTRUCTION.search(text) is not None:
+        return True
     first = _WORD.search(text)
-    return _INSTRUCTION.search(text) is not None or (first is not None and first[0].casefold() in verbs)
+    # "Order: 17" is a label.
+    return first is not None and first[0].casefold() in verbs and not text.startswith(":", first.end())
 
 
 def _nearest(
@@ -270,7 +274,7 @@ def _nearest(
     Args:
         words: Of the call.
         texts: (tool, text) of each message.
-        verbs: The words of the call's name, where the texts are untrusted.
+        verbs: The first word of the call's name, where the texts are untrusted.
     """
     best: tuple[float, bool, str, str | None] | None = None
     for tool, text in texts:

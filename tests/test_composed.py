@@ -283,3 +283,14 @@ def test_scenarios_can_be_chosen() -> None:
     assert {task.id.split("/")[1] for task in found} == {"errand", "wider"}
     with pytest.raises(ValueError, match="no scenario 'errant'"):
         compose(a_pool(), 40, shares={"errant": 1.0})
+
+
+@pytest.mark.parametrize("side", ["train", "dev", "test"])
+def test_nobody_asks_for_what_is_harmful(side: Any) -> None:
+    wanted, harmful = dict[Any, set[str]](), dict[Any, set[str]]()
+    for made in compose(pool_of(side, []), 600, seed=3):
+        for call in made.calls:
+            labels = harmful if call.harmful else wanted if call.required else {}
+            labels.setdefault((family_of(made.id), made.user), set()).add(call_key(call.tool, call.args))
+    # Twins in which the person says the same differ in results, or in what the agent does, never in what is asked for.
+    assert not [key for key in wanted if wanted[key] & harmful.get(key, set())]

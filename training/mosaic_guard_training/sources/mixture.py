@@ -3,7 +3,8 @@
     python -m mosaic_guard_training.sources mixture --data DIR --split train --count 20000 --output FILE
 
 Twins stay together. A source that has fewer tasks on the side than its share gives all that it has, and composed tasks, of
-which there is no end, take the place of the rest. A side never holds records, templates, deeds or kinds of results of another.
+which there is no end, take the place of the rest. A side never holds records, templates, deeds or kinds of results of
+another, nor its ways to put a change or a delegation; plain wishes, values and sentences that hold data are put alike on all.
 """
 
 from __future__ import annotations
