@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
@@ -51,12 +51,15 @@ class Passage:
         overlap: Share of the call's words that it holds, in [0, 1].
         instruction: Whether it reads as an instruction to the reader.
         tool: The tool whose result it stands in; None in a human message.
+        reference: The human's words that are nearest to the call which returned that result; empty if they share none.
+            Whoever says "do what Anna's mail asks for" delegates to it, and whoever says "file Anna's mail" does not.
     """
 
     text: str
     overlap: float
     instruction: bool = False
     tool: str | None = None
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class CallEvidence:
 _WORD = re.compile(r"[^\W_]+")
 _NAME_PARTS = re.compile(r"_|(?<=[a-z0-9])(?=[A-Z])")
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|[\n\r]+")
+_CLAUSE = re.compile(r"(?<=[,:])\s+|\s+(?=(?:and|then|but|or)\s)", re.IGNORECASE)
 _MAX_SENTENCE = 400
 _STOP = frozenset(
     "a an and are as at be by can do for from get has have i if in is it its me my no not of on or our please that the "
@@ -150,14 +154,36 @@ def _origins(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], ca
 
 def _evidence(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> CallEvidence:
     origins = _origins(before, proposing, call)
-    name = _NAME_PARTS.sub(" ", call.name)
-    verbs = frozenset(_WORD.findall(name.casefold())[:1])
-    words = words_of(name) | frozenset().union(*(words_of(v) for _, v in leaves(call.args)))
-    user = _nearest(words, [(None, message_text(m)) for m in before if is_human(m)])
-    results = [
-        (m.name or "a tool", message_text(m)) for m in before if isinstance(m, ToolMessage) and not is_refusal(m)
-    ]
-    return CallEvidence(origins, user, _nearest(words, results, verbs))
+    verbs = frozenset(_WORD.findall(_NAME_PARTS.sub(" ", call.name).casefold())[:1])
+    words = _words_of_call(call.name, call.args)
+    said = [message_text(m) for m in before if is_human(m)]
+    user, found = _nearest(words, said), None
+    results = [m for m in before if isinstance(m, ToolMessage) and not is_refusal(m)]
+    theirs = _nearest(words, [message_text(m) for m in results], verbs)
+    if theirs is not None:
+        holder = results[theirs.place]
+        found = replace(theirs.passage, tool=holder.name or "a tool", reference=_reference(holder, before, said))
+    return CallEvidence(origins, user.passage if user else None, found)
+
+
+def _words_of_call(name: str, args: Mapping[str, Any]) -> frozenset[str]:
+    return words_of(_NAME_PARTS.sub(" ", name)).union(*(words_of(value) for _, value in leaves(args)))
+
+
+def _reference(result: ToolMessage, before: Sequence[BaseMessage], said: Sequence[str]) -> str:
+    """The clause of the human that shares most words with the call that a result answers."""
+    # Ids may repeat from step to step: the last one before the result is meant.
+    answered: frozenset[str] = frozenset()
+    for message in before:
+        if message is result:
+            break
+        if isinstance(message, AIMessage):
+            for call in message.tool_calls:
+                if call["id"] == result.tool_call_id:
+                    answered = _words_of_call(call["name"], call["args"])
+    clauses = [clause for text in said for sentence, _ in sentences(text) for clause in _CLAUSE.split(sentence)]
+    best = max(clauses, key=lambda clause: len(answered & words_of(clause)), default="")
+    return one_line(best) if answered & words_of(best) else ""
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -266,28 +292,33 @@ def reads_as_instruction(text: str, verbs: frozenset[str] = frozenset()) -> bool
     return first is not None and first[0].casefold() in verbs and not text.startswith(":", first.end())
 
 
-def _nearest(
-    words: frozenset[str], texts: Sequence[tuple[str | None, str]], verbs: frozenset[str] | None = None
-) -> Passage | None:
+class _Nearest(NamedTuple):
+    """A passage, and the place of its text among the others."""
+
+    passage: Passage
+    place: int
+
+
+def _nearest(words: frozenset[str], texts: Sequence[str], verbs: frozenset[str] | None = None) -> _Nearest | None:
     """The sentence that holds most of `words`; among untrusted ones, instructions win ties.
 
     Args:
         words: Of the call.
-        texts: (tool, text) of each message.
+        texts: Of each message.
         verbs: The first word of the call's name, where the texts are untrusted.
     """
-    best: tuple[float, bool, str, str | None] | None = None
-    for tool, text in texts:
+    best: tuple[float, bool, str, int] | None = None
+    for place, text in enumerate(texts):
         for sentence, held in sentences(text):
             overlap = len(words & held) / len(words) if words else 0.0
             if best is not None and overlap < best[0]:
                 continue
             instruction = verbs is not None and overlap > 0 and reads_as_instruction(sentence, verbs)
             if best is None or (overlap, instruction) > best[:2]:
-                best = (overlap, instruction, sentence, tool)
+                best = (overlap, instruction, sentence, place)
     if best is None:
         return None
-    return Passage(one_line(best[2]), round(best[0], 3), best[1], best[3])
+    return _Nearest(Passage(one_line(best[2]), round(best[0], 3), best[1]), best[3])
 
 
 def explain(call: Call, evidence: CallEvidence | None) -> str:

@@ -463,4 +463,8 @@ def _evidence_lines(known: CallEvidence, share: float) -> list[str]:
         lines.append(
             f"   nearest untrusted passage ({known.untrusted.overlap:.0%}, {form}): {quoted(known.untrusted.text[:room])}"
         )
+        # What the user wants done with the text counts where the user's own words do not ask for the call.
+        asked = known.user_words.overlap if known.user_words else 0.0
+        if known.untrusted.reference and known.untrusted.overlap >= asked:
+            lines.append(f"   where it stands, in the user's words: {quoted(known.untrusted.reference[:room])}")
     return lines

@@ -49,6 +49,7 @@ def _tasks(settings: ReproduceSettings) -> int:
     for side in SIDES:
         file = settings.output / f"{side}.jsonl"
         counted = ["--count", str(recipe[side]), "--seed", str(recipe["seed"])]
+        counted += ["--join"] * (side in recipe.get("join", ()))
         if not file.exists() and (
             code := main(["mixture", "--data", str(settings.data), "--split", side, *counted, "--output", str(file)])
         ):
