@@ -45,7 +45,7 @@ def plan_text(step: Step, count: Callable[[str], int], limit: int) -> str:
 def _plan_of(call: Call, known: CallEvidence, words: int, arguments: int) -> str:
     parts = [f"{call.name[:60]}: {_asked_by(known)}"]
     for kind, where in (("user", "the user"), ("result", "results"), ("agent", "the agent"), ("nowhere", "nowhere")):
-        named = [origin.argument[:30] for origin in known.origins if origin.kind == kind]
+        named = [origin.argument[:30] for origin in known.origins if origin.vouched == kind]
         if named and arguments:
             parts.append(f"{', '.join(named[:arguments])} from {where}")
     if words and known.user_words and known.user_words.overlap > 0:

@@ -34,12 +34,19 @@ class Origin:
         kind: `user` (a human message), `operator` (a system message), `result` (an untrusted tool result), `agent` (the
             agent's own text) or `nowhere`.
         tool: The tool whose result it first appeared in.
+        said: Whether a human said it too, before or after: then who else wrote it tells nothing about who asked for it.
     """
 
     argument: str
     value: str
     kind: OriginKind
     tool: str | None = None
+    said: bool = False
+
+    @property
+    def vouched(self) -> OriginKind:
+        """`user` for all that a human said, else where it first appeared."""
+        return "user" if self.said else self.kind
 
 
 @dataclass(frozen=True)
@@ -204,25 +211,24 @@ def is_telling(value: str) -> bool:
 
 
 def _origin(path: str, value: str, before: Sequence[BaseMessage], proposing: Sequence[BaseMessage]) -> Origin:
-    wanted = _folded(value)
-    for message in proposing:
-        # What the agent says beside the call, without the call itself.
-        messages = (*before, AIMessage(message_text(message)))
-        break
-    else:
-        messages = tuple(before)
+    # What the agent says beside the call, without the call itself.
+    messages = (*before, *(AIMessage(message_text(message)) for message in proposing[:1]))
+    wanted, first, said = _folded(value), None, False
     for message in messages:
-        if is_refusal(message):
+        if is_refusal(message) or (first is not None and not is_human(message)):
             continue
         if _holds(_folded(message_text(message)), wanted) or _proposed(message, value):
+            first = first or message
             if is_human(message):
-                return Origin(path, value, "user")
-            if isinstance(message, ToolMessage):
-                return Origin(path, value, "result", message.name or "a tool")
-            if isinstance(message, SystemMessage):
-                return Origin(path, value, "operator")
-            return Origin(path, value, "agent")
-    return Origin(path, value, "nowhere")
+                said = True
+                break
+    if first is None:
+        return Origin(path, value, "nowhere")
+    if is_human(first):
+        return Origin(path, value, "user", said=True)
+    if isinstance(first, ToolMessage):
+        return Origin(path, value, "result", first.name or "a tool", said)
+    return Origin(path, value, "operator" if isinstance(first, SystemMessage) else "agent", said=said)
 
 
 def _proposed(message: BaseMessage, value: str) -> bool:
@@ -325,8 +331,8 @@ def explain(call: Call, evidence: CallEvidence | None) -> str:
     """One sentence for the agent and for a person: which values come from where, and what the user asked."""
     if evidence is None:
         return f"{call.name} was not judged safe"
-    foreign = [o for o in evidence.origins if o.kind == "result"]
-    unknown = [o for o in evidence.origins if o.kind == "nowhere"]
+    foreign = [o for o in evidence.origins if o.vouched == "result"]
+    unknown = [o for o in evidence.origins if o.vouched == "nowhere"]
     parts = []
     if foreign:
         parts.append(_list(foreign) + f" from the result of {foreign[0].tool}")

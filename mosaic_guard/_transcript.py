@@ -446,7 +446,7 @@ def _short(value: Any, limit: int) -> Any:
 def _evidence_lines(known: CallEvidence, share: float) -> list[str]:
     lines = []
     for kind in ("user", "operator", "agent", "result", "nowhere"):
-        named = [o for o in known.origins if o.kind == kind]
+        named = [o for o in known.origins if o.vouched == kind]
         if named:
             tools = sorted({one_line(o.tool)[:40] for o in named if o.tool})
             where = f"result of {', '.join(tools[:3])} (untrusted)" if kind == "result" else kind

@@ -39,6 +39,13 @@ def test_origin_of_a_value(args: Any, kind: str) -> None:
     assert [o.kind for o in evidence(args, USER, BILL).origins] == [kind]
 
 
+def test_what_the_user_says_after_a_result_is_the_users_word_all_the_same() -> None:
+    later = HumanMessage("Yes, to UK12345.")
+    (known,) = evidence({"recipient": "UK12345"}, USER, BILL, later).origins
+    assert (known.kind, known.said, known.vouched) == ("result", True, "user")
+    assert not evidence({"recipient": "UK12345"}, USER, BILL).origins[0].said
+
+
 def test_values_that_stand_in_any_text_have_no_origin() -> None:
     assert evidence({"a": True, "b": None, "c": 1, "d": ""}, USER).origins == ()
 

@@ -194,7 +194,7 @@ def evidence_numbers(evidence: CallEvidence) -> tuple[float, ...]:
         the user's nearest words and with the nearest untrusted passage, their difference, whether that passage is an
         instruction, the overlap if it is, and `CallEvidence.asked_by_results`.
     """
-    kinds = [origin.kind for origin in evidence.origins]
+    kinds = [origin.vouched for origin in evidence.origins]
     shares = [kinds.count(kind) / max(len(kinds), 1) for kind in ("user", "operator", "result", "agent", "nowhere")]
     user = evidence.user_words.overlap if evidence.user_words else 0.0
     theirs = evidence.untrusted.overlap if evidence.untrusted else 0.0
