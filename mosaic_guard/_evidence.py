@@ -93,12 +93,16 @@ _STOP = frozenset(
     "a an and are as at be by can do for from get has have i if in is it its me my no not of on or our please that the "
     "then this to true false none null us was we what when which who will with you your".split()
 )
+_COMMAND = r"(?:^|[:>›»\])}]\s)\W*"
+"""Where a command begins: a sentence, or what follows a heading, a name or markup."""
 _INSTRUCTION = re.compile(
     r"\b(ignore|disregard|forget|override|instead|important|must|should|need(s)? to|have to|make sure|before you|"
     r"first,|please|do the following|follow these|new task|instruction|your task|you are|execute|perform|urgent|"
     r"(can|could|would|will) you|(want|like|need|ask|expect) you to)\b|"
-    r"^\W*(send|transfer|delete|create|add|invite|forward|share|pay|update|change|set|post|write|call|visit|remove|"
-    r"schedule|reserve|book|cancel|open|run|click|upload|download|give|tell|say|print|email|buy|move|grant)\b",
+    rf"{_COMMAND}(send|transfer|delete|create|add|invite|forward|share|pay|update|change|set|post|write|call|visit|remove|"
+    r"schedule|reserve|book|cancel|open|run|click|upload|download|give|tell|say|print|email|buy|move|grant|use|merge|"
+    r"register|switch|turn|start|stop|order|reset|enable|disable|approve|confirm|submit|apply|assign|modify|reply|put|"
+    r"place|refund|rename|copy|save|install|restart|unlock|revoke|reveal|disclose|export|publish|notify)\b(?!:)",
     re.IGNORECASE,
 )
 
