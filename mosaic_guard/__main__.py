@@ -133,6 +133,9 @@ def all_command(
     train: Annotated[
         Path | None, typer.Option(help="Lessons that baselines are fitted on; without it there are none of those.")
     ] = None,
+    traces: Annotated[
+        list[Path] | None, typer.Option(help="Labelled traces of your own, measured as one more set; repeatable.")
+    ] = None,
     suite: Annotated[
         list[str] | None, typer.Option(help="AgentDojo suite (workspace and banking); repeatable.")
     ] = None,
@@ -164,6 +167,7 @@ def all_command(
             data=data,
             train=train,
             output=output,
+            traces=tuple(traces or ()),
             suites=tuple(suite or SUITES),
             limit=limit,
             pairs=pairs,

@@ -12,11 +12,14 @@ from collecting import task
 from test_evaluation_steps import benign
 from typer.testing import CliRunner
 
+from mosaic_guard import Guard, ScriptedGuardModel, TraceWriter
 from mosaic_guard.__main__ import app
 from mosaic_guard_training.evaluation import evaluate_all as command
 from mosaic_guard_training.evaluation.benchmarks import Benchmark, benchmarks
 from mosaic_guard_training.evaluation.self_check import SelfCheck
 from mosaic_guard_training.evaluation.step_scores import ScoredGuard
+from mosaic_guard_training.rollout import play
+from mosaic_guard_training.simulated import simulate
 from mosaic_guard_training.sources.agent_threat_bench import inbox_task, support_task
 from mosaic_guard_training.sources.bfcl_conversations import conversation
 from mosaic_guard_training.tasks import TaskTool
@@ -125,6 +128,26 @@ def test_one_command_measures_all_and_writes_the_page(
     again = CliRunner().invoke(app, asked)
     assert again.exit_code == 0, again.output
     assert (page / "README.md").read_text() == said
+
+
+@pytest.mark.model
+def test_labelled_traces_of_ones_own_are_one_more_set(guard: Path, small: None, tmp_path: Path) -> None:
+    own = tmp_path / "mine"
+    with TraceWriter(own) as trace:
+        for each in (task(1), benign(1)):
+            run = simulate(each)
+            trace.outcome(each.id, play(each, run, Guard(ScriptedGuardModel()), trace, trajectory=each.id))
+    asked = ["evaluate", "all", "--guard", str(guard), "--pairs", "0", "--traces", str(own)]
+    asked += ["--output", str(tmp_path / "runs"), "--page", str(tmp_path / "page")]
+    found = CliRunner().invoke(app, asked)
+    assert found.exit_code == 0, found.output
+    said = (tmp_path / "page" / "README.md").read_text()
+    assert "| mine | traces that were given with --traces | 1 |" in said
+    assert "--traces TRACES" in said
+    own.rename(tmp_path / "asked")
+    found = CliRunner().invoke(app, [*asked, "--traces", str(tmp_path / "asked")])
+    assert found.exit_code == 2
+    assert "another one" in found.output
 
 
 @pytest.mark.model

@@ -94,11 +94,13 @@ def _command(report: AllReport) -> str:
     options += ["--self-check"] if settings.self_check else []
     options += ["--data DIR"] if settings.data else []
     options += ["--train LESSONS"] if settings.train else []
+    options += ["--traces TRACES"] * len(settings.traces)
     return " ".join(["python -m mosaic_guard evaluate all", *options, f"--seed {settings.seed}"])
 
 
 def _record(report: AllReport) -> dict[str, Any]:
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(report.settings).items()}
+    asked["traces"] = [str(path) for path in report.settings.traces]
     return {
         "settings": asked,
         "weights": dict(report.steps.weights),

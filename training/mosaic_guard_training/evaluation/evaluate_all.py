@@ -19,7 +19,7 @@ from mosaic_guard_training.evaluation.benchmarks import SUITES, Benchmark, bench
 from mosaic_guard_training.evaluation.harness import Evaluation, Settings
 from mosaic_guard_training.evaluation.metrics import Summary, summarise
 from mosaic_guard_training.evaluation.step_scores import ScoredGuard
-from mosaic_guard_training.evaluation.steps import StepReport, StepSettings, evaluate_steps
+from mosaic_guard_training.evaluation.steps import StepReport, StepSettings, evaluate_steps, set_names
 
 if TYPE_CHECKING:
     from mosaic_guard import Guard
@@ -39,6 +39,7 @@ class AllSettings:
         guards: `default`, `untrained`, or directories that training wrote, all of one base model and mode.
         data: Directory of the sources; None to leave out what needs it.
         train: Lessons that baselines are fitted on; None to leave those out.
+        traces: Directories of labelled traces to measure as well: lessons, or traces with outcomes.
         output: Where traces, scores and results are kept.
         suites: AgentDojo's suites.
         limit: Take at most so many tasks of each benchmark; None for all.
@@ -51,6 +52,7 @@ class AllSettings:
     data: Path | None
     train: Path | None
     output: Path
+    traces: tuple[Path, ...] = ()
     suites: tuple[str, ...] = SUITES
     limit: int | None = None
     pairs: int | None = None
@@ -117,8 +119,13 @@ def evaluate_all(
             )
     known = benchmarks(settings.suites)
     measured = {name: each for name, each in known.items() if each.tasks is None or settings.data is not None}
-    if not measured:
+    if not measured and not settings.traces:
         raise TrainingError("nothing to measure: name a --suite, or with --data the directory of the public sources")
+    own = set_names(settings.traces)
+    if taken := next((path for path, name in own.items() if name in known), None):
+        raise TrainingError(f"{taken}: a benchmark has the name {taken.name!r}; give the directory another one")
+    if missing := next((path for path in own if not path.exists()), None):
+        raise TrainingError(f"{missing}: there are no traces; --traces names a directory of them, or a file")
     traces, unjudged = [], dict[str, int]()
     for name, each in measured.items():
         say(f"{name}: {each.about}")
@@ -134,15 +141,18 @@ def evaluate_all(
     say("scoring")
     asked = StepSettings(
         guards=settings.guards,
-        traces=tuple(traces),
+        traces=(*traces, *own),
         train=settings.train,
         output=settings.output / "steps",
+        limit=settings.limit,
         seed=settings.seed,
         self_check=settings.self_check,
     )
     steps = evaluate_steps(asked, progress=progress)
     runs = tuple(_runs(settings, progress, say)) if settings.pairs != 0 else ()
-    return AllReport(settings, measured, tuple(set(known) - set(measured)), unjudged, steps, runs)
+    left_out = tuple(set(known) - set(measured))
+    measured |= {name: Benchmark("traces that were given with --traces") for name in own.values()}
+    return AllReport(settings, measured, left_out, unjudged, steps, runs)
 
 
 def _runs(settings: AllSettings, progress: bool, say: Callable[[str], None]) -> Iterator[WholeRuns]:

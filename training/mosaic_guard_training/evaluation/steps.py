@@ -120,7 +120,7 @@ def evaluate_steps(settings: StepSettings, *, progress: bool = False) -> StepRep
     if settings.train is not None:
         need_scikit_learn()
     guards = list(_guards(settings))
-    names = _names(settings.traces)
+    names = set_names(settings.traces)
     sets = [read_set(path, names[path], settings.limit, settings.seed) for path in names]
     train = () if settings.train is None else read_set(settings.train, settings.train.name).calls
     baselines = dict(_baselines(train))
@@ -146,6 +146,13 @@ def evaluate_steps(settings: StepSettings, *, progress: bool = False) -> StepRep
     )
 
 
+def set_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """What tables call each directory of traces: its last part, or the whole path where two share it."""
+    paths = list(dict.fromkeys(paths))
+    last = [path.name for path in paths]
+    return {path: path.name if path.name and last.count(path.name) == 1 else str(path) for path in paths}
+
+
 def _guards(settings: StepSettings) -> Iterator[ScoredGuard]:
     for name in settings.guards:
         if name in BASELINES or name in FITTED:
@@ -158,13 +165,6 @@ def _guards(settings: StepSettings) -> Iterator[ScoredGuard]:
         untuned = found[0].untuned()
         if all(guard.name != untuned.name and guard.weights != untuned.weights for guard in found):
             yield untuned
-
-
-def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A name for each directory: its last part, or the whole path where two share it."""
-    paths = list(dict.fromkeys(paths))
-    last = [path.name for path in paths]
-    return {path: path.name if path.name and last.count(path.name) == 1 else str(path) for path in paths}
 
 
 def _baselines(
