@@ -5,15 +5,20 @@
     tasks      a mixture of the sources, of the training side and of the one held back for development
     lessons    both, as traces in which the guard says what it should
     sft        training on the former
-    calibrate  the threshold, from the latter
+    suites     training goes on with lessons of AgentDojo's suites, and some of the former once more
+    calibrate  the threshold, from the lessons held back
     release    the guard in the form in which it ships, in OUTPUT/shipped
 
-The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage).
+The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage). A guard that
+is to be measured on a suite must not learn from it: `--suites workspace` leaves `banking` out, and what is made of that
+guard stands in OUTPUT beside the other, with the suite's name at its end.
 """
 
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +33,11 @@ from mosaic_guard_training.outputs import Output, data_digest, trace_files
 
 RECIPE = Path(__file__).parent / "recipes" / "guard"
 SIDES = ("train", "dev")
+SUITES = ("workspace", "banking")
+"""AgentDojo's suites that may be learnt from."""
+
+AGAIN = 200
+"""How many of the first lessons are read again with those of the suites, so that they are not forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +46,33 @@ class ReproduceSettings:
 
     data: Path = setting("directory that holds the sources' directories, each as its README says")
     output: Path = setting("directory of all that is made; a stage that is there already is left as it is")
-    stage: Literal["all", "tasks", "lessons", "sft", "calibrate", "release"] = setting(
+    stage: Literal["all", "tasks", "lessons", "sft", "suites", "calibrate", "release"] = setting(
         "the one stage to run; the stages before it must be there", default="all"
     )
+    suites: str = setting(
+        "AgentDojo's suites that are learnt from last, separated by commas; 'none' for none", default=",".join(SUITES)
+    )
     settings: Path = setting("directory with the stages' settings", default=RECIPE)
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.learnt if name not in SUITES]:
+            raise ValueError(f"--suites must be some of {','.join(SUITES)}, or none, not {unknown[0]!r}")
+
+    @property
+    def learnt(self) -> list[str]:
+        """The suites."""
+        named = dict.fromkeys(name.strip() for name in self.suites.split(","))
+        return [] if self.suites.strip() == "none" else list(named)
+
+    def place(self, name: str) -> Path:
+        """Where what comes of the suites goes; a guard that has not learnt from all of them has their names at its end."""
+        fewer = [] if set(self.learnt) == set(SUITES) else self.learnt or ["none"]
+        return self.output / "-".join([name, *sorted(fewer)])
+
+    @property
+    def guard(self) -> Path:
+        """The last guard that is trained."""
+        return self.place("guard-suites") if self.learnt else self.output / "guard"
 
 
 def _tasks(settings: ReproduceSettings) -> int:
@@ -84,12 +117,36 @@ def _sft(settings: ReproduceSettings) -> int:
     return main(["--recipe", str(settings.settings / "sft.yaml"), *where, *resume])
 
 
+def _suites(settings: ReproduceSettings) -> int:
+    from mosaic_guard.train import main
+    from mosaic_guard_training.lessons import main as write_lessons
+
+    guard = Output(settings.guard)
+    if not settings.learnt or guard.manifest.exists():
+        return 0
+    parts = [settings.output / f"lessons-{suite}" for suite in settings.learnt]
+    for suite, part in zip(settings.learnt, parts, strict=True):
+        where = ["--tasks", f"agentdojo:{suite}", "--output", str(part)]
+        if (code := write_lessons(["--recipe", str(settings.settings / "suite_lessons.yaml"), *where])) > 1:
+            return code
+    first = trace_files(settings.output / "lessons-train")
+    again = random.Random(0).sample(first, min(AGAIN, len(first)))
+    traces = settings.place("lessons-suites")
+    traces.mkdir(mode=0o700, exist_ok=True)
+    for file in [*(file for part in parts for file in trace_files(part)), *again]:
+        if not (traces / file.name).exists():
+            shutil.copy(file, traces / file.name)
+    where = ["--traces", str(traces), "--adapter", str(settings.output / "guard"), "--output", str(guard.root)]
+    resume = ["--resume"] if guard.checkpoints.is_dir() else []
+    return main(["--recipe", str(settings.settings / "suites.yaml"), *where, *resume])
+
+
 def _calibrate(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.calibrate import main
 
     traces = settings.output / "lessons-dev"
-    if Output(settings.output / "guard").manifest.exists():
-        known = json.loads(Output(settings.output / "guard").manifest.read_text(encoding="utf-8"))
+    if Output(settings.guard).manifest.exists():
+        known = json.loads(Output(settings.guard).manifest.read_text(encoding="utf-8"))
         recipe = yaml.safe_load((settings.settings / "calibrate.yaml").read_text(encoding="utf-8"))
         wanted = {
             "data": data_digest(trace_files(traces)),
@@ -98,20 +155,21 @@ def _calibrate(settings: ReproduceSettings) -> int:
         }
         if all(known.get("calibration", {}).get(key) == value for key, value in wanted.items()):
             return 0
-    where = ["--guard", str(settings.output / "guard"), "--traces", str(traces)]
+    where = ["--guard", str(settings.guard), "--traces", str(traces)]
     return main(["--recipe", str(settings.settings / "calibrate.yaml"), *where])
 
 
 def _release(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.release import main
 
-    return main(["--guard", str(settings.output / "guard"), "--output", str(settings.output / "shipped")])
+    return main(["--guard", str(settings.guard), "--output", str(settings.place("shipped"))])
 
 
 STAGES: Mapping[str, Callable[[ReproduceSettings], int]] = {
     "tasks": _tasks,
     "lessons": _lessons,
     "sft": _sft,
+    "suites": _suites,
     "calibrate": _calibrate,
     "release": _release,
 }
