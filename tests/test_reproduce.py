@@ -60,7 +60,7 @@ def test_training_goes_on_with_some_suites_and_the_others_stay_unseen(tmp_path: 
         "lessons": read,
         "suite_lessons": {**read, "limit": 2, "attacks": 1, "registered": "direct"},
         "sft": {"method": "sft", "epochs": 1, "lora_rank": 2, "batch_size": 1, "min_pairs": 1},
-        "suites": {"method": "sft", "epochs": 1, "batch_size": 1, "min_pairs": 1, "max_steps": 1},
+        "suites": {"method": "sft", "epochs": 1, "batch_size": 1, "min_pairs": 1, "warmup": 0.0},
         "calibrate": {"rate": 0.25},
     }
     for name, content in settings.items():
