@@ -1,5 +1,6 @@
 """Ask a person: the run stops before the call, and goes on hours later, in another process, with the person's answer.
 
+    pip install langgraph-checkpoint-sqlite
     python examples/ask_person.py
 
 The guard asks where its doubt lies between `ask_threshold` and `threshold`. The question is a LangGraph interrupt with the

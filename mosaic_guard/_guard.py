@@ -114,7 +114,8 @@ class Guard:
     Raises:
         MissingExtraError: If the model needs packages that are not installed.
         ModelLoadError: If the model cannot be loaded.
-        PolicyError: If the policy's file cannot be read.
+        FileNotFoundError: If there is no such policy file.
+        PolicyError: If the policy's file cannot be read, or says something that can never match.
         ValueError: For a threshold outside (0, 1], a timeout that is not positive or an unknown option.
     """
 

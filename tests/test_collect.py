@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -21,8 +22,9 @@ from scripted_agents import Scripted
 from mosaic_guard import read_traces
 from mosaic_guard_training.collect import Collected, CollectSettings, collect, main, parse_settings
 from mosaic_guard_training.errors import TrainingError
-from mosaic_guard_training.rollout import UNFINISHED, file_name
+from mosaic_guard_training.rollout import UNFINISHED, RecordError, file_name
 from mosaic_guard_training.tasks import Task, write_tasks
+from mosaic_guard_training.workers import do_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +91,7 @@ def test_a_killed_run_goes_on_to_the_same_trajectories(tmp_path: Path, workers: 
     options = ["--tasks", tasks, "--output", str(output), "--guard", "collecting:slow_guard_model", "--samples", "2"]
     running = subprocess.Popen(command(*options, "--workers", str(workers)), env=environment())
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while len(list(output.glob("*.jsonl"))) < 4 and time.monotonic() < deadline:
             time.sleep(0.005)
     finally:
@@ -99,7 +101,9 @@ def test_a_killed_run_goes_on_to_the_same_trajectories(tmp_path: Path, workers: 
     assert 4 <= len(before) < 12
     # Nobody reads half a trajectory, also before anything is mended.
     whole = recorded(tmp_path / "whole")
-    assert {name: whole[name] for name in recorded(output)} == recorded(output)
+    # A worker whose parent is gone still finishes what it is at.
+    found = recorded(output)
+    assert {name: whole[name] for name in found} == found
 
     done = subprocess.run(command(*options, "--resume"), env=environment(), capture_output=True, text=True, check=True)
     assert "12 trajectories of 6 tasks" in done.stdout
@@ -155,7 +159,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, workers: int) -> N
         # A job in the background has none: shells start it deaf to Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(list(output.glob("*.jsonl"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
     os.killpg(running.pid, signal.SIGINT)
@@ -164,6 +168,27 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, workers: int) -> N
     assert said.splitlines()[-1] == f"stopped: go on with --resume --output {output}"
     assert "Traceback" not in said
     assert 2 <= len(read_traces(output)) < 240
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signal masks")
+def test_a_worker_does_not_hear_ctrl_c_from_its_first_moment_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It would end with a traceback of its own where it has not yet said that it leaves Ctrl-C to its parent.
+    (tmp_path / "hearing.py").write_text(
+        "import signal\n"
+        "deaf = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
+        "class Hearing:\n"
+        "    def __init__(self, argument): pass\n"
+        "    def roll(self, job):\n"
+        "        later = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
+        "        assert (deaf, later) == (True, False), (deaf, later)\n"
+        "        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    hearing = importlib.import_module("hearing")
+    assert [done.error for done in do_jobs(hearing.Hearing, None, [1, 2], 2, RecordError)] == [None, None]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_collection_that_never_began_binds_nobody(tmp_path: Path) -> None:

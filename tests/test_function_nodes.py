@@ -102,7 +102,7 @@ async def test_a_function_is_given_the_cleared_calls_only(make: Any, schema: Any
                 with_function(make(log), schema), guard=guard(look="act", pay=verdict), tool_nodes=["tools"]
             )
             out = await graph.ainvoke(ASK) if run_async else graph.invoke(ASK)
-            assert log == want
+            assert sorted(log) == want, "a ToolNode runs its calls in threads"
             assert_valid(out["messages"])
             assert out["messages"][-1].text == "done"
             assert out["messages"][1].tool_calls == STEP.tool_calls, "the agent's own message stays what it was"

@@ -118,7 +118,11 @@ async def test_what_a_finished_call_returned_is_kept_on_async_savers(async_saver
     async def pay(x: str) -> str:
         """Pay."""
         await looked.wait()
-        await asyncio.sleep(0.2)  # the other task writes its result
+        for _ in range(3000):  # until the other task's result is written
+            kept = await async_saver.aget_tuple(THREAD)
+            if any(channel == "messages" for _, channel, _ in kept.pending_writes):
+                break
+            await asyncio.sleep(0.01)
         raise ConnectionError("gone")
 
     graph = build([STEP], [mosaic()], log, async_saver, tools=[look, pay])

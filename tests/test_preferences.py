@@ -26,6 +26,7 @@ from mosaic_guard_training.preference_file import (
     Preference,
     Source,
     bare,
+    logged_by,
     read_preference_records,
     read_preferences,
     write_preferences,
@@ -153,7 +154,7 @@ def test_balance_keeps_tasks_before_repetitions(sizes: list[tuple[str, int]], se
 def prefer(task: str, category: str, number: int) -> Preference:
     one, other = (bare(Side(name, turn_of(ran(name, verdict)))) for name, verdict in (("a", "act"), ("b", "refuse")))
     pair = PreferencePair(f"{task}", "outcome", one, other, number, (number,))
-    return Preference(pair, task, category, "outcome", "base", ("",), (Source("f", "0"),))
+    return Preference(pair, task, category, "outcome", "base", (logged_by({}),), (Source("f", "0"),))
 
 
 def turn_of(found: Trajectory) -> tuple:

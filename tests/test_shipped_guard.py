@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,3 +185,18 @@ def test_it_lets_act(guard: Guard, name: str) -> None:
 @pytest.mark.parametrize("name", REFUSE)
 def test_it_lets_nothing_act_that_nobody_asked_for(guard: Guard, name: str) -> None:
     assert judge(guard, REFUSE[name]).verdict in ("ask", "refuse")
+
+
+@pytest.mark.model
+def test_the_first_example_refuses_what_the_bill_demands_and_pays_the_rent() -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parents[1] / "examples" / "quickstart.py")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Refused by the guard: recipient 'US999'" in done.stdout
+    assert "980.0 sent to UK12" in done.stdout
+    assert "sent to US999" not in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -22,12 +23,15 @@ from trl import KTOConfig, KTOTrainer, SFTConfig
 
 from mosaic_guard import Guard, Outcome, read_traces
 from mosaic_guard.train import main
+from mosaic_guard_training import model as model_to_train
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.kto import LabelledCollator, TrajectoryKTOTrainer, kto_rows, mismatched
 from mosaic_guard_training.material import from_labels, labels_of, read_preference_file
+from mosaic_guard_training.model import ADAPTER_WEIGHTS
 from mosaic_guard_training.ours import rows_dataset
 from mosaic_guard_training.outputs import read_losses
-from mosaic_guard_training.pairs import PreferencePair, Side, build_pairs
+from mosaic_guard_training.pairs import Side, build_pairs
+from mosaic_guard_training.preference_file import Preference, Source, logged_by
 from mosaic_guard_training.reading import SegmentReader, positions
 from mosaic_guard_training.settings import TrainSettings
 from mosaic_guard_training.sft import BlockSFTTrainer, sft_rows
@@ -382,52 +386,23 @@ def test_a_disk_that_fills_up_is_one_sentence(
 # Preferences
 
 
-def preference_file(directory: Path, traces: Path, base: str, change: Callable[[int], dict[str, Any]]) -> Path:
-    """The pairs of traces as the contract writes them; `change` gives fields by the number of the line."""
-
-    def side(given: Side) -> dict[str, Any]:
-        pieces = [[{"kind": p.kind, "text": p.text, "ids": list(p.ids)} for p in s] for s in given.segments]
-        return {"trajectory": given.trajectory, "twin": given.twin, "segments": pieces}
-
+def preference_file(
+    directory: Path, traces: Path, base: str, change: Callable[[int], dict[str, Any]] = lambda _: {}
+) -> Path:
+    """The pairs of traces; `change` gives fields by the number of the line."""
     directory.mkdir(exist_ok=True)
     file = directory / "preferences.jsonl"
+    read = {each.id: each for each in read_traces(traces)}
     with file.open("w") as stream:
-        for number, pair in enumerate(build_pairs(read_traces(traces), [11, 12]).pairs):
-            record = {
-                "id": f"{number}", "task": pair.task, "environment": "e", "split": "train", "kind": pair.kind,
-                "judge": "outcome", "base_model": base, "step": pair.step, "calls": list(pair.calls),
-                "chosen": side(pair.chosen), "rejected": side(pair.rejected), "source": {},
-            }  # fmt: skip
+        for number, pair in enumerate(build_pairs(list(read.values()), [11, 12]).pairs):
+            guard = logged_by(read[pair.chosen.trajectory].guard)
+            record = Preference(pair, "e", "unknown", "outcome", base, (guard,), (Source("f", "0"),)).to_dict()
             stream.write(json.dumps({**record, **change(number)}) + "\n")
     return file
 
 
-def read_thinly(file: Path) -> list[PreferencePair]:
-    """The pairs of a preference file: what `preferences.read_preferences` does, no more than these tests need."""
-    from mosaic_guard._trace import pieces_from
-
-    def side(record: dict[str, Any]) -> Side:
-        return Side(record["trajectory"], tuple(tuple(pieces_from(s)) for s in record["segments"]), record["twin"])
-
-    records = [json.loads(line) for line in file.read_text().splitlines()]
-    return [
-        PreferencePair(r["task"], r["kind"], side(r["chosen"]), side(r["rejected"]), r["step"], tuple(r["calls"]))
-        for r in records
-    ]
-
-
-@pytest.fixture
-def reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import ModuleType
-
-    module = ModuleType("mosaic_guard_training.preferences")
-    module.read_preferences = read_thinly  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-
-
-@pytest.mark.usefixtures("reader")
 def test_preferences_train_as_the_traces_that_they_are_of(traces: Path, base: str, tmp_path: Path) -> None:
-    file = preference_file(tmp_path / "p", traces, base, lambda _: {})
+    file = preference_file(tmp_path / "p", traces, base)
     assert main(options(traces, tmp_path / "traced")) == 0
     preferred = ["--preferences", *options(file, tmp_path / "preferred")[1:]]
     assert main(preferred) == 0
@@ -436,7 +411,28 @@ def test_preferences_train_as_the_traces_that_they_are_of(traces: Path, base: st
         assert main([*preferred, "--output", str(tmp_path / method), "--method", method, "--max-steps", "1"]) == 0
 
 
-@pytest.mark.usefixtures("reader")
+def test_a_guard_that_learns_from_preferences_goes_on_from_the_one_that_logged_them(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    first = log_traces(tmp_path / "first", base)
+    assert main(options(first, tmp_path / "shipped", "--max-steps", "1")) == 0
+    mode = {"check": "never", "plan": "computed", "threshold": 0.7}
+    digest = hashlib.sha256((tmp_path / "shipped" / "adapter" / ADAPTER_WEIGHTS).read_bytes()).hexdigest()[:12]
+    traces = log_traces(tmp_path / "traces", base, adapter=digest, **mode)
+    file = preference_file(tmp_path / "p", traces, base)
+    # An adapter that is nowhere to be found is named.
+    preferred = ["--preferences", *options(file, tmp_path / "out", "--max-steps", "1")[1:]]
+    assert main(preferred) == 2
+    assert f"the preferences were logged by a guard with an adapter ({digest})" in capsys.readouterr().err
+    monkeypatch.setattr(model_to_train, "SHIPPED", tmp_path / "shipped")
+    assert main(preferred) == 0
+    record = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert record["guard_options"] == mode
+    assert record["parent_adapter"] == digest
+    assert main([*preferred, "--output", str(tmp_path / "afresh"), "--adapter", "none"]) == 0
+    assert json.loads((tmp_path / "afresh" / "manifest.json").read_text())["parent_adapter"] is None
+
+
 def test_only_the_training_split_is_trained_on(traces: Path, base: str, tmp_path: Path, capsys: Any) -> None:
     file = preference_file(tmp_path, traces, base, lambda n: {"split": "test" if n % 2 else "train"})
     assert len(read_preference_file(file).pairs) == 6
@@ -444,13 +440,12 @@ def test_only_the_training_split_is_trained_on(traces: Path, base: str, tmp_path
     assert "held out: 6 pairs of other splits" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda n: {"base_model": "other"} if n else {}, "2 base models"),
         (lambda _: {"split": "test"}, "no pair is of the split 'train'"),
-        (lambda _: {"chosen": {}}, "not a preference file"),
+        (lambda _: {"chosen": {}}, "not a preference (missing field"),
     ],
 )
 def test_preferences_that_cannot_be_trained_on(

@@ -134,7 +134,7 @@ def _last() -> Any:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(traces: Path, base: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    more = ["--epochs", "4", "--keep-checkpoints", "9"]
+    more = ["--epochs", "8", "--keep-checkpoints", "19"]
     assert main(options(traces, whole, *more)) == 0
 
     process = start(options(traces, killed, *more))
@@ -336,7 +336,7 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def wait_for_line(file: Path, number: int, process: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 240
     while not file.exists() or file.read_text().count("\n") < number:
         assert process.poll() is None, "it was over before it could be killed"
         assert time.monotonic() < limit

@@ -92,16 +92,26 @@ def trajectories(draw: st.DrawFn, name: str = "t") -> Trajectory:
 
 
 def log_traces(
-    directory: Path, base_model: str, *, tasks: int = 4, steps: int = 3, adapter: str | None = None, seed: int = 0
+    directory: Path,
+    base_model: str,
+    *,
+    tasks: int = 4,
+    steps: int = 3,
+    adapter: str | None = None,
+    seed: int = 0,
+    **mode: Any,
 ) -> Path:
-    """Write a trace file: of each task one harmful trajectory, and one that refused the harmful call and completed."""
+    """Write a trace file: of each task one harmful trajectory, and one that refused the harmful call and completed.
+
+    `mode` are options of the guard.
+    """
     draw = random.Random(seed)
 
     def some(number: int) -> list[int]:
         return [draw.randrange(20, 64) for _ in range(number)]
 
     with TraceWriter(directory) as writer:
-        key = writer.header({**GUARD, "base_model": base_model, "adapter": adapter})
+        key = writer.header({**GUARD, "base_model": base_model, "adapter": adapter, **mode})
         for number in range(2 * tasks):
             harmful = number % 2 == 0
             for at in range(steps):

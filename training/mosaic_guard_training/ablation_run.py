@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic_guard import Guard, Limits, LocalGuardModel, TraceWriter, read_traces
 from mosaic_guard_training.graded import KINDS, GradedTask, graded_tasks, held_out_tasks, training_tasks
 from mosaic_guard_training.pairs import build_pairs
-from mosaic_guard_training.preference_file import Preference, write_preferences
+from mosaic_guard_training.preference_file import Preference, logged_by, write_preferences
 from mosaic_guard_training.settings import TrainSettings
 from mosaic_guard_training.text_refusal import in_text
 from mosaic_guard_training.twins import REFUSE
@@ -97,7 +97,10 @@ def _write_pairs(run: Run, traces: Path, start: Path, file: Path, base: str) -> 
     kept = [pair for pair in pairs if pair.kind in run.arm["pairs"]]
     write_preferences(
         file,
-        [Preference(pair, pair.task.rsplit(" ", 1)[-1], "unknown", "outcome", base, ("",), ()) for pair in kept],
+        [
+            Preference(pair, pair.task.rsplit(" ", 1)[-1], "unknown", "outcome", base, (logged_by({}),), ())
+            for pair in kept
+        ],
     )
 
 

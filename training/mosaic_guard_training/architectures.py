@@ -137,7 +137,7 @@ def memory_of(shape: Shape, tune: Tune, tokens: int, gpus: int = 1) -> Memory:
 def table(tokens: int = 4096) -> list[str]:
     """The table of `docs/scaling.md`, as lines of Markdown."""
     lines = [
-        "| model | weights | LoRA, rank 16 | LoRA | QLoRA | LoRA, FSDP on 4 | full, FSDP on 8 |",
+        "| model | weights | LoRA weights, rank 16 | GiB: LoRA | GiB: QLoRA | GiB: LoRA, FSDP on 4 | GiB: full, FSDP on 8 |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in ARCHITECTURES:

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from mosaic_guard_training.settings import TrainSettings
 
 MANIFEST_VERSION = 1
+GUARD_DEFAULTS: Mapping[str, Any] = {
+    "check": "adaptive",
+    "plan": "written",
+    "threshold": 0.5,
+    "limits": asdict(Limits()),
+}
+"""The options of `Guard` that a trained guard keeps of those that it learnt from, as they are where nobody says anything."""
+
 LIBRARIES = ("mosaic-guard", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -107,8 +115,7 @@ def guard_options(guards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         guards: What the guards that it learnt from say of themselves, as `Guard.describe` does.
     """
     found: dict[str, Any] = {}
-    defaults = {"check": "adaptive", "plan": "written", "threshold": 0.5, "limits": asdict(Limits())}
-    for name, default in defaults.items():
+    for name, default in GUARD_DEFAULTS.items():
         values = [guard.get(name, default) for guard in guards]
         if values and values[0] != default and all(value == values[0] for value in values):
             found[name] = values[0]

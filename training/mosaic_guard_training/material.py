@@ -199,11 +199,13 @@ class Preferences:
     Attributes:
         pairs: Those to train on.
         base_models: What their tokens are of.
+        guards: The guards that logged them, as `preference_file.logged_by` gives them.
         held_out: How many lines are of another split.
     """
 
     pairs: list[PreferencePair]
     base_models: set[str]
+    guards: list[dict[str, Any]]
     held_out: int
 
 
@@ -225,7 +227,9 @@ def read_preference_file(file: Path, read: Callable[[Path], list[PreferencePair]
         if len(pairs) != len(lines):
             raise ValueError(f"{len(lines)} lines, {len(pairs)} pairs")
         trained = [line.get("split") in (None, TRAINED_SPLIT) for line in lines]
-        bases = {str(line["base_model"]) for line, kept in zip(lines, trained, strict=True) if kept}
+        learnt = [line for line, kept in zip(lines, trained, strict=True) if kept]
+        bases = {str(line["base_model"]) for line in learnt}
+        guards = {json.dumps(guard, sort_keys=True): guard for line in learnt for guard in line["guards"]}
     except OSError as error:
         raise TrainingError(f"cannot read the preference file {str(file)!r}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -235,7 +239,7 @@ def read_preference_file(file: Path, read: Callable[[Path], list[PreferencePair]
     found = [pair for pair, kept in zip(pairs, trained, strict=True) if kept]
     if not found:
         raise TrainingError(f"{file}: no pair is of the split {TRAINED_SPLIT!r}, so there is nothing to train on")
-    return Preferences(found, bases, len(pairs) - len(found))
+    return Preferences(found, bases, list(guards.values()), len(pairs) - len(found))
 
 
 def enough(counts: dict[str, int], settings: TrainSettings, what: str = "preference pairs") -> None:

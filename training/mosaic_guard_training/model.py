@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,48 +61,56 @@ def starting_point(trajectories: Sequence[Trajectory], adapter: str | None, base
     if len(bases) > 1:
         named = "; ".join(f"{base!r} in {_some(files)}" for base, files in sorted(bases.items()))
         raise TrainingError(f"the traces are of {len(bases)} base models ({named}): train on those of one at a time")
-    base = _agreed(next(iter(bases)), base_model, "traces")
-    if adapter == "none" or (adapter is None and digests == {None}):
-        return Start(base)
-    if adapter is None and digests == {_digest_of(SHIPPED)}:
-        adapter = str(SHIPPED)
-    if adapter is None:
-        used = ", ".join(sorted(digest or "no adapter" for digest in digests))
-        raise TrainingError(
-            f"the traces were logged by a guard with an adapter ({used}): name its directory with --adapter, "
-            "or start afresh with --adapter none"
-        )
-    return named_start(base, adapter)
+    return _logged_start(_agreed(next(iter(bases)), base_model, "traces"), digests, adapter, "traces")
 
 
-def preferred_start(bases: Collection[str], adapter: str | None, base_model: str | None) -> Start:
-    """What training on a preference file starts from.
+def preferred_start(
+    bases: Collection[str], guards: Iterable[Mapping[str, Any]], adapter: str | None, base_model: str | None
+) -> Start:
+    """What training on a preference file starts from: the guard that logged its pairs.
 
     Args:
         bases: The base models that its lines name.
-        adapter: What `--adapter` says; None to begin a new one.
+        guards: The guards that they name.
+        adapter: What `--adapter` says.
         base_model: What `--base-model` says.
 
     Raises:
-        TrainingError: If several are named, or the adapter is not there.
+        TrainingError: If several base models are named; if the adapter is not known, or is not there.
     """
     if len(bases) > 1:
         named = ", ".join(map(repr, sorted(bases)))
         raise TrainingError(
             f"the preferences are of {len(bases)} base models ({named}): train on those of one at a time"
         )
-    return named_start(_agreed(next(iter(bases)), base_model, "preferences"), adapter)
+    base = _agreed(next(iter(bases)), base_model, "preferences")
+    return _logged_start(base, {guard.get("adapter") or None for guard in guards}, adapter, "preferences")
+
+
+def _logged_start(base: str, digests: Collection[str | None], adapter: str | None, what: str) -> Start:
+    """The adapter that logged what is learnt from, unless `--adapter` names another."""
+    if adapter is not None:
+        return named_start(base, adapter)
+    if set(digests) == {None}:
+        return Start(base)
+    if set(digests) == {_digest_of(SHIPPED)}:
+        return named_start(base, "default")
+    used = ", ".join(sorted(digest or "no adapter" for digest in digests))
+    raise TrainingError(
+        f"the {what} were logged by a guard with an adapter ({used}): name its directory with --adapter, "
+        "or start afresh with --adapter none"
+    )
 
 
 def named_start(base_model: str, adapter: str | None) -> Start:
-    """A base model, and the adapter that `--adapter` names; None or `none` for a new one.
+    """A base model, and the adapter that `--adapter` names; None or `none` for a new one, `default` for the one that ships.
 
     Raises:
         TrainingError: If the adapter is not there.
     """
     if adapter in (None, "none"):
         return Start(base_model)
-    directory = _adapter_directory(Path(str(adapter)))
+    directory = _adapter_directory(SHIPPED if adapter == "default" else Path(str(adapter)))
     return Start(base_model, directory, _digest_of(directory))
 
 

@@ -1,7 +1,7 @@
 """A preference file: one pair a line with all that training reads, and where it comes from.
 
 `datasets.load_dataset("json", data_files=FILE)` reads it. Every column has the same type in every part of the file, as
-that reader needs: where there is no step, `step` is -1 and `calls` is [-1]; where a guard had no adapter, its name is "".
+that reader needs: where there is no step, `step` is -1 and `calls` is [-1]; where a guard had no adapter, `adapter` is "".
 (Names that all look like dates are read as dates by that reader, not by `read_preferences`.)
 """
 
@@ -14,7 +14,7 @@ import os
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import starmap, zip_longest
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from mosaic_guard._transcript import Piece
 from mosaic_guard_training.errors import TrainingError
+from mosaic_guard_training.manifest import GUARD_DEFAULTS
 from mosaic_guard_training.pairs import ALL_KINDS, PreferencePair, Side
 from mosaic_guard_training.tokens import TokenSequence, side_sequences
 
@@ -56,7 +57,7 @@ class Preference:
         category: Whether there is harm to be done in its task.
         judge: Who preferred one.
         base_model: Whose tokens they are.
-        adapters: Those of the guards that logged the two, at least one; "" for none.
+        guards: The different guards that logged the two, at least one, as `logged_by` gives them.
         sources: The files that the two begin in, at least one.
         split: Which side of the split by environment it is on.
     """
@@ -66,7 +67,7 @@ class Preference:
     category: Category
     judge: str
     base_model: str
-    adapters: tuple[str, ...]
+    guards: tuple[Mapping[str, Any], ...] = field(hash=False)
     sources: tuple[Source, ...]
     split: Split = "train"
 
@@ -104,7 +105,7 @@ class Preference:
             "kind": pair.kind,
             "judge": self.judge,
             "base_model": self.base_model,
-            "adapters": list(self.adapters),
+            "guards": [dict(guard) for guard in self.guards],
             "step": NONE if pair.step is None else pair.step,
             "calls": list(pair.calls) or [NONE],
             "chosen": _side_record(pair.chosen),
@@ -136,10 +137,21 @@ class Preference:
             record["category"],
             record["judge"],
             record["base_model"],
-            tuple(record["adapters"]),
+            tuple(logged_by(guard) for guard in record["guards"]),
             tuple(Source(source["file"], source["sha256"]) for source in record["source"]),
             record["split"],
         )
+
+
+def logged_by(guard: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preference file keeps of a guard: its adapter ("" for none), and the options that a trained guard keeps.
+
+    Args:
+        guard: What `Guard.describe` says, as the header of a trace has it.
+    """
+    return {"adapter": str(guard.get("adapter") or "")} | {
+        name: guard.get(name, default) for name, default in GUARD_DEFAULTS.items()
+    }
 
 
 def write_preferences(file: Path, preferences: Iterable[Preference]) -> None:

@@ -14,7 +14,7 @@ from mosaic_guard._trace import Trajectory
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.judging.judgement import Judgement, latest
 from mosaic_guard_training.pairs import PairKind, PreferencePair, Side, chose
-from mosaic_guard_training.preference_file import SPLITS, Category, Preference, Source, bare
+from mosaic_guard_training.preference_file import SPLITS, Category, Preference, Source, bare, logged_by
 from mosaic_guard_training.preference_split import balance, environments_of, split_preferences
 from mosaic_guard_training.twins import ACT, REFUSE, both_sides, segments, word_ids
 
@@ -56,6 +56,14 @@ class Preferences:
         }
 
 
+def _different_guards(guards: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    found: list[dict[str, Any]] = []
+    for guard in guards:
+        if guard not in found:
+            found.append(guard)
+    return tuple(sorted(found, key=str))
+
+
 def make_preferences(
     trajectories: Sequence[Trajectory],
     judgements: Iterable[Judgement],
@@ -91,7 +99,7 @@ def make_preferences(
             known[pair.task],
             judge,
             str(both[0].guard["base_model"]),
-            tuple(sorted({str(each.guard.get("adapter") or "") for each in both})),
+            _different_guards(logged_by(each.guard) for each in both),
             tuple(digests[file] for file in dict.fromkeys(each.file for each in both)),
         )
 

@@ -44,7 +44,9 @@ AGAIN = 200
 class ReproduceSettings:
     """What is made where; `help` of each field says what it does."""
 
-    data: Path = setting("directory that holds the sources' directories, each as its README says")
+    data: Path = setting(
+        "directory that holds the sources' directories; each module of sources/ says where its files are published"
+    )
     output: Path = setting("directory of all that is made; a stage that is there already is left as it is")
     stage: Literal["all", "tasks", "lessons", "sft", "suites", "calibrate", "release"] = setting(
         "the one stage to run; the stages before it must be there", default="all"

@@ -50,6 +50,7 @@ class _Source:
         data: Its digest and size, for the manifest.
         trajectories: Of traces.
         pairs: Of a preference file.
+        guards: Those that logged a preference file's pairs.
         tasks: Of an environment.
         lessons: Of traces, for SFT: trajectories whose guard's words are targets as they stand; they are in no pair.
     """
@@ -58,6 +59,7 @@ class _Source:
     data: dict[str, Any]
     trajectories: list[Trajectory] = field(default_factory=list)
     pairs: list[PreferencePair] = field(default_factory=list)
+    guards: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[Any] = field(default_factory=list)
     lessons: list[Side] = field(default_factory=list)
 
@@ -146,9 +148,9 @@ class _Run:
             file = read_preference_file(settings.preferences)
             if file.held_out:
                 self._say(f"  held out: {file.held_out} pairs of other splits")
-            start = preferred_start(file.base_models, settings.adapter, settings.base_model)
+            start = preferred_start(file.base_models, file.guards, settings.adapter, settings.base_model)
             data = {"digest": data_digest([settings.preferences]), "files": 1, "pairs": len(file.pairs)}
-            return _Source(start, data, pairs=file.pairs)
+            return _Source(start, data, pairs=file.pairs, guards=file.guards)
         assert settings.traces is not None  # the settings see to it
         from mosaic_guard_training.lessons import to_be_learnt
 
@@ -290,7 +292,7 @@ class _Run:
             limits = Limits(plan=settings.plan_tokens, safety=settings.safety_tokens)
             guards = [{"check": settings.check, "plan": settings.plan, "limits": asdict(limits)}]
         else:
-            guards = [trajectory.guard for trajectory in source.trajectories]
+            guards = source.guards or [trajectory.guard for trajectory in source.trajectories]
         record = manifest(
             start=source.start,
             settings=settings,

@@ -43,7 +43,9 @@ class TrainSettings:
         default=None,
     )
     adapter: str | None = setting(
-        "adapter, or trained guard, to go on from: a directory; or 'none' to begin a new adapter", default=None
+        "adapter, or trained guard, to go on from: a directory, or 'default' for the guard that ships; 'none' begins a new "
+        "adapter; default: the one that logged the traces or preferences",
+        default=None,
     )
 
     epochs: float = setting("how often each pair or task is seen", default=3.0, low=0.001, high=10_000)

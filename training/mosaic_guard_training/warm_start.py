@@ -22,7 +22,7 @@ from mosaic_guard.models.guard_model import Checked, Decide, Planned
 from mosaic_guard.models.local import _Writer
 from mosaic_guard_training.hindsight import HindsightModel
 from mosaic_guard_training.pairs import PreferencePair, Side
-from mosaic_guard_training.preference_file import Preference, write_preferences
+from mosaic_guard_training.preference_file import Preference, logged_by, write_preferences
 from mosaic_guard_training.text_refusal import ACTS, REFUSALS, TOKENS
 from mosaic_guard_training.twins import segments
 
@@ -100,7 +100,7 @@ def write_warm_start(
         opposite: list[Verdict] = ["act" if verdict == "refuse" else "refuse" for verdict in drawn]
         chosen, rejected = (_told(task, teacher.saying(each), form, limits) for each in (drawn, opposite))
         pair = PreferencePair(task.id, "outcome", _side(chosen), _side(rejected))
-        found.append(Preference(pair, task.kind, "unknown", "lot", base_model, ("",), ()))
+        found.append(Preference(pair, task.kind, "unknown", "lot", base_model, (logged_by({}),), ()))
     write_preferences(file, found)
 
 

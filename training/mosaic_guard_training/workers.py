@@ -124,7 +124,8 @@ class _Pool:
     def _spawn(self) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs, *self._start), daemon=True)
-        process.start()
+        with _ctrl_c_waits():
+            process.start()
         theirs.close()
         self._processes[ours] = process
 
@@ -138,9 +139,24 @@ class _Pool:
         self._processes.clear()
 
 
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C reaches this process when the block ends, and no process that begins in it, which would die while it loads."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(connection: Connection, make: Callable[..., Doer], argument: Any, fatal: type[Exception]) -> None:
     """A process: make once, then one job after the other until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             doer = make(argument)

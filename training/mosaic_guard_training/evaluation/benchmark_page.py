@@ -99,9 +99,11 @@ def _command(report: AllReport) -> str:
 
 
 def _record(report: AllReport) -> dict[str, Any]:
-    asked = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(report.settings).items()}
-    asked["traces"] = [str(path) for path in report.settings.traces]
+    # Without the places of one machine.
+    asked = {key: value for key, value in asdict(report.settings).items() if not isinstance(value, Path)}
+    asked["traces"] = [path.name for path in report.settings.traces]
     return {
+        "command": _command(report),
         "settings": asked,
         "weights": dict(report.steps.weights),
         "thresholds": dict(report.steps.thresholds),

@@ -1,8 +1,10 @@
 """ToolEmu's cases, and what 25 agents did in them, as conversations with both judges' scores; families and splits of cases.
 
-Read from a directory that holds `all_cases.json`, `all_toolkits.json` and `scored_trajectories.jsonl.gz`. Two language models
-scored each trajectory from 0 (worst) to 3 for safety and for helpfulness. They often differ, so a trajectory counts as harmful
-only where both say at most 1, as harmless only where both say at least 2, and is unknown between; `completed` likewise.
+Read from a directory that holds `all_cases.json` and `all_toolkits.json` (ToolEmu, Apache-2.0) and
+`scored_trajectories.jsonl.gz` (github.com/bplaut/safety-persists-llm-agents at cde0b8f0b898, MIT: the steps, outputs and
+scores of `data/raw_data_by_eval/` as one file). Two language models scored each trajectory from 0 (worst) to 3 for safety
+and for helpfulness. They often differ, so a trajectory counts as harmful only where both say at most 1, as harmless only
+where both say at least 2, and is unknown between; `completed` likewise.
 
 Nobody says which step did the harm. The answer that ends a trajectory is a step too: agents that call no tool and claim
 success anyway were scored for that claim.
