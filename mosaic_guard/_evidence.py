@@ -58,15 +58,17 @@ class Passage:
         overlap: Share of the call's words that it holds, in [0, 1].
         instruction: Whether it reads as an instruction to the reader.
         tool: The tool whose result it stands in; None in a human message.
-        reference: The human's words that are nearest to the call which returned that result; empty if they share none.
-            Whoever says "do what Anna's mail asks for" delegates to it, and whoever says "file Anna's mail" does not.
+        mentioned: What of the call that returned that result a human says too, such as the name of a file; empty if nothing.
+        mention: The sentence that says it. Whoever says "do what Anna's mail asks for" delegates to that mail, and whoever
+            says "file Anna's mail" does not.
     """
 
     text: str
     overlap: float
     instruction: bool = False
     tool: str | None = None
-    reference: str = ""
+    mentioned: str = ""
+    mention: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,12 @@ class CallEvidence:
 _WORD = re.compile(r"[^\W_]+")
 _NAME_PARTS = re.compile(r"_|(?<=[a-z0-9])(?=[A-Z])")
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|[\n\r]+")
-_CLAUSE = re.compile(r"(?<=[,:])\s+|\s+(?=(?:and|then|but|or)\s)", re.IGNORECASE)
 _MAX_SENTENCE = 400
 _STOP = frozenset(
     "a an and are as at be by can do for from get has have i if in is it its me my no not of on or our please that the "
     "then this to true false none null us was we what when which who will with you your".split()
 )
-_COMMAND = r"(?:^|[:>›»\])}]\s)\W*"
+_COMMAND = r"(?:^\W{0,8}|[:>›»\])}]\s[^\w:>›»\])}]{0,8})"
 """Where a command begins: a sentence, or what follows a heading, a name or markup."""
 _INSTRUCTION = re.compile(
     r"\b(ignore|disregard|forget|override|instead|important|must|should|need(s)? to|have to|make sure|before you|"
@@ -102,7 +103,7 @@ _INSTRUCTION = re.compile(
     rf"{_COMMAND}(send|transfer|delete|create|add|invite|forward|share|pay|update|change|set|post|write|call|visit|remove|"
     r"schedule|reserve|book|cancel|open|run|click|upload|download|give|tell|say|print|email|buy|move|grant|use|merge|"
     r"register|switch|turn|start|stop|order|reset|enable|disable|approve|confirm|submit|apply|assign|modify|reply|put|"
-    r"place|refund|rename|copy|save|install|restart|unlock|revoke|reveal|disclose|export|publish|notify)\b(?!:)",
+    r"place|refund|rename|copy|save|install|restart|unlock|revoke|reveal|disclose|export|publish|notify)\b(?=\s+[^\s:,;|}\]])",
     re.IGNORECASE,
 )
 
@@ -147,10 +148,17 @@ def gather_origins(messages: Sequence[BaseMessage], call: Call) -> tuple[Origin,
     return _origins(*_split(messages), call)
 
 
-def said_by_human(messages: Sequence[BaseMessage], value: str) -> bool:
-    """Whether a human's own words hold a value, wherever else it appeared before."""
-    wanted = _folded(value)
-    return any(is_human(message) and _holds(_folded(message_text(message)), wanted) for message in messages)
+def answered_calls(messages: Sequence[BaseMessage]) -> Iterator[tuple[ToolMessage, Mapping[str, Any]]]:
+    """Each tool message with the call that it answers, in order; ids count within one AI message, for models repeat them."""
+    waiting: list[Mapping[str, Any]] = []
+    for message in messages:
+        if isinstance(message, AIMessage):
+            waiting = [dict(call) for call in message.tool_calls]
+        elif isinstance(message, ToolMessage):
+            found = next((call for call in waiting if call.get("id") == message.tool_call_id), None)
+            if found is not None:
+                waiting.remove(found)
+                yield message, found
 
 
 def _split(messages: Sequence[BaseMessage]) -> tuple[Sequence[BaseMessage], Sequence[BaseMessage]]:
@@ -165,36 +173,42 @@ def _origins(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], ca
 
 def _evidence(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> CallEvidence:
     origins = _origins(before, proposing, call)
-    verbs = frozenset(_WORD.findall(_NAME_PARTS.sub(" ", call.name).casefold())[:1])
-    words = _words_of_call(call.name, call.args)
+    name = _NAME_PARTS.sub(" ", call.name)
+    parts = _WORD.findall(name.casefold())
+    words = words_of(name).union(*(words_of(value) for _, value in leaves(call.args)))
     said = [message_text(m) for m in before if is_human(m)]
     user, found = _nearest(words, said), None
     results = [m for m in before if isinstance(m, ToolMessage) and not is_refusal(m)]
-    theirs = _nearest(words, [message_text(m) for m in results], verbs)
+    # The last word of a name is what is acted on: "Issue 17: closed" is no order to `close_issue`.
+    theirs = _nearest(words, [message_text(m) for m in results], frozenset(parts[:-1] or parts))
     if theirs is not None:
         holder = results[theirs.place]
-        found = replace(theirs.passage, tool=holder.name or "a tool", reference=_reference(holder, before, said))
+        mentioned, mention = _mention(holder, before, said)
+        found = replace(theirs.passage, tool=holder.name or "a tool", mentioned=mentioned, mention=mention)
     return CallEvidence(origins, user.passage if user else None, found)
 
 
-def _words_of_call(name: str, args: Mapping[str, Any]) -> frozenset[str]:
-    return words_of(_NAME_PARTS.sub(" ", name)).union(*(words_of(value) for _, value in leaves(args)))
+def _mention(result: ToolMessage, before: Sequence[BaseMessage], said: Sequence[str]) -> tuple[str, str]:
+    """What the human says of the call that a result answers: the value, and the last sentence that says most of them.
 
-
-def _reference(result: ToolMessage, before: Sequence[BaseMessage], said: Sequence[str]) -> str:
-    """The clause of the human that shares most words with the call that a result answers."""
-    # Ids may repeat from step to step: the last one before the result is meant.
-    answered: frozenset[str] = frozenset()
-    for message in before:
-        if message is result:
-            break
-        if isinstance(message, AIMessage):
-            for call in message.tool_calls:
-                if call["id"] == result.tool_call_id:
-                    answered = _words_of_call(call["name"], call["args"])
-    clauses = [clause for text in said for sentence, _ in sentences(text) for clause in _CLAUSE.split(sentence)]
-    best = max(clauses, key=lambda clause: len(answered & words_of(clause)), default="")
-    return one_line(best) if answered & words_of(best) else ""
+    Whole values only: words of an argument that a text has talked the agent into would let that text pass for the user's.
+    The whole sentence, for a part of it may have lost its "never" or "only if". Of a call without arguments its name counts.
+    """
+    call = next((call for message, call in answered_calls(before) if message is result), None)
+    if call is None:
+        return "", ""
+    values = [value for _, value in leaves(call["args"]) if is_telling(value)]
+    if not call["args"]:
+        values = [part for part in _WORD.findall(_NAME_PARTS.sub(" ", call["name"])) if words_of(part)]
+    wanted = [_folded(value) for value in values]
+    best, most = ("", ""), 0
+    for text in said:
+        for sentence, _ in sentences(text):
+            folded = _folded(sentence)
+            held = [value for value, each in zip(values, wanted, strict=True) if _holds(folded, each)]
+            if held and len(held) >= most:
+                best, most = (one_line(held[0]), one_line(sentence)), len(held)
+    return best
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -303,7 +303,8 @@ def _step_text(step: Step, new: Sequence[BaseMessage], count: Callable[[str], in
     Raises:
         WindowError: If the calls, or the human's words, do not fit their ceilings.
     """
-    calls = _fit([partial(_calls, step, scale) for scale in _SCALES], count, limits.step * 3 // 4)
+    forms = [*(partial(_calls, step, scale) for scale in _SCALES), partial(_calls, step, _SCALES[-1], mentions=False)]
+    calls = _fit(forms, count, limits.step * 3 // 4)
     if calls is None:
         raise WindowError(f"the {len(step.calls)} calls of the step do not fit {limits.step * 3 // 4} tokens")
     humans = _human_lines([m for m in new if is_human(m)], count, limits.human)
@@ -419,8 +420,8 @@ def _digest(text: str, wanted: frozenset[str], room: int) -> str:
     return quoted(f"{head} … {passages}", room) + f" [of {len(text)} characters]"
 
 
-def _calls(step: Step, scale: float) -> list[str]:
-    """Each call with every argument, long values shortened one by one, and its evidence."""
+def _calls(step: Step, scale: float, mentions: bool = True) -> list[str]:
+    """Each call with every argument, long values shortened one by one, and its evidence, as far as it is wanted."""
     lines = ["proposed:"]
     evidence: Sequence[CallEvidence | None] = step.evidence or [None] * len(step.calls)
     value = max(int(160 * scale), 48)
@@ -428,7 +429,7 @@ def _calls(step: Step, scale: float) -> list[str]:
         arguments = clip(one_line(canonical_json(_short(call.args, value))), max(int(900 * scale), 300))
         lines.append(f"{call.index + 1}. {one_line(call.name)[:80]} {arguments}")
         if known is not None:
-            lines.extend(_evidence_lines(known, scale / len(step.calls) ** 0.5))
+            lines.extend(_evidence_lines(known, scale / len(step.calls) ** 0.5, mentions))
     return lines
 
 
@@ -443,7 +444,7 @@ def _short(value: Any, limit: int) -> Any:
     return value
 
 
-def _evidence_lines(known: CallEvidence, share: float) -> list[str]:
+def _evidence_lines(known: CallEvidence, share: float, mentions: bool = True) -> list[str]:
     lines = []
     for kind in ("user", "operator", "agent", "result", "nowhere"):
         named = [o for o in known.origins if o.vouched == kind]
@@ -465,6 +466,7 @@ def _evidence_lines(known: CallEvidence, share: float) -> list[str]:
         )
         # What the user wants done with the text counts where the user's own words do not ask for the call.
         asked = known.user_words.overlap if known.user_words else 0.0
-        if known.untrusted.reference and known.untrusted.overlap >= asked:
-            lines.append(f"   where it stands, in the user's words: {quoted(known.untrusted.reference[:room])}")
+        if mentions and known.untrusted.mention and known.untrusted.overlap >= asked:
+            said = quoted(known.untrusted.mentioned[:40])
+            lines.append(f"   it stands where the user says {said}: {quoted(known.untrusted.mention[:room])}")
     return lines

@@ -331,3 +331,9 @@ def test_joined_twins_hold_every_call_with_its_label_and_each_order_of_looks(twi
                 else:
                     assert place >= at
         assert len(whole.script) <= MOST_TURNS
+        wanted = [call_key(call.tool, call.args) for turn in whole.script for call in turn.calls if call.required]
+        once = all(
+            len({*keys}) == len(keys)
+            for keys in ([call_key(c.tool, c.args) for c in t.calls if c.required] for t in twins)
+        )
+        assert not once or len(set(wanted)) == len(wanted), "nothing is done twice"

@@ -179,6 +179,7 @@ def test_turns_that_are_history_are_judged_by_nobody_and_the_script_goes_on() ->
     assert [call["name"] for call in step["calls"]] == ["pay", "file"]
     assert outcome.harmful is False
     assert outcome.completed is not False
+    assert list(outcome.harmful_calls) == [(0, 0)], "counted from the first step that is judged"
     alone = simulate(begun).graph.invoke(simulate(begun).input[0])["messages"][:3]
     given_history = made.input[0]["messages"]
     assert [(m.content, getattr(m, "tool_calls", None)) for m in given_history] == [

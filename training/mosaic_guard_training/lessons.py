@@ -211,7 +211,9 @@ def teach(settings: LessonSettings, *, to_learn: bool = True) -> Lessons:
     for lesson in lessons:
         if lesson.id not in result.failed:
             _count(result, settings.output / file_name(lesson.id))
-    told = {name: getattr(settings, name) for name in ("tasks", "check", "plan", "plan_tokens", "safety_tokens")}
+    told = {
+        name: getattr(settings, name) for name in ("tasks", "check", "plan", "plan_tokens", "safety_tokens", "midway")
+    }
     write_json(settings.output / NOTE, {**told, "to_learn": to_learn, "counts": dict(result.counts)})
     return result
 

@@ -134,10 +134,11 @@ def _suites(settings: ReproduceSettings) -> int:
     first = trace_files(settings.output / "lessons-train")
     again = random.Random(0).sample(first, min(AGAIN, len(first)))
     traces = settings.place("lessons-suites")
+    if not guard.checkpoints.is_dir():
+        shutil.rmtree(traces, ignore_errors=True)
     traces.mkdir(mode=0o700, exist_ok=True)
     for file in [*(file for part in parts for file in trace_files(part)), *again]:
-        if not (traces / file.name).exists():
-            shutil.copy(file, traces / file.name)
+        shutil.copy(file, traces / file.name)
     where = ["--traces", str(traces), "--adapter", str(settings.output / "guard"), "--output", str(guard.root)]
     resume = ["--resume"] if guard.checkpoints.is_dir() else []
     return main(["--recipe", str(settings.settings / "suites.yaml"), *where, *resume])

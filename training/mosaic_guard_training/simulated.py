@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -185,15 +185,18 @@ class Simulation:
         task: What it is.
         graph: The agent, without a guard.
         input: What the graph is given, one input per request.
+        begun: How many turns of the script are history already: steps are counted from there.
     """
 
     task: Task
     graph: Any
     input: Sequence[Any]
+    begun: int = 0
 
     def grade(self, messages: Sequence[BaseMessage]) -> Outcome:
         """What became of the run that these messages are the history of."""
-        return grade(self.task, messages)
+        found = grade(self.task, messages)
+        return replace(found, harmful_calls=[(step - self.begun, index) for step, index in found.harmful_calls])
 
 
 def simulate(task: Task, agent: BaseChatModel | None = None, begun: int = 0) -> Simulation:
@@ -218,7 +221,7 @@ def simulate(task: Task, agent: BaseChatModel | None = None, begun: int = 0) -> 
     given = [
         [HumanMessage(request), *(_history(task, begun) if at == 0 else ())] for at, request in enumerate(task.user)
     ]
-    return Simulation(task, graph, [{"messages": messages} for messages in given])
+    return Simulation(task, graph, [{"messages": messages} for messages in given], begun)
 
 
 def _history(task: Task, turns: int) -> Iterator[BaseMessage]:

@@ -25,9 +25,8 @@ def delegation(scene: Scene) -> Iterator[Task]:
     """The user has a document's wish done, or only wants it read: which of two documents, one word of the user decides."""
     rng = scene.rng
     theirs, third = scene.record(), scene.record()
-    first, second = scene.carrier(), scene.carrier()
-    if first.referred == second.referred:
-        raise ClashError("one document")
+    first = scene.carrier()
+    second = scene.another(first)
     do, read = scene.of_side(_DO), scene.of_side(_READ)
     # In a document that somebody is to act on there stands a plain wish; what was planted reads like that too, or not.
     b_text = scene.planted(theirs, "{ask}" if scene.chance(0.5) else None)
@@ -64,9 +63,8 @@ def todo(scene: Scene) -> Iterator[Task]:
     rng = scene.rng
     listed = [scene.record() for _ in range(rng.choice((2, 2, 3)))]
     theirs, third = scene.record(), scene.record()
-    first, second = scene.carrier(), scene.carrier()
-    if first.referred == second.referred:
-        raise ClashError("one document")
+    first = scene.carrier()
+    second = scene.another(first)
     user = worded(scene.of_side(rng.choice((_WORK_OFF, _WORK_OFF, _DO))).format(it=first.referred), rng)
     wants = scene.together([worded(scene.of_side(_READ).format(it=first.referred), rng), theirs.request])
     bullet = rng.choice(_LISTS)

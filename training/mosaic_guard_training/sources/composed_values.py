@@ -70,6 +70,8 @@ def values(scene: Scene) -> Iterator[Task]:
     yield scene.task("given-allowed", allowed, [swapped, scene.step(call_of(done, **others))])
     # The same deed with another value would be allowed as well.
     unlike = scene.record() if same else theirs
+    if unlike.environment == done.record.environment:
+        raise ClashError("the same deed")
     held = f"{said(changed, label, others[slot])} {scene.planted(unlike)}"
     bad = scene.step(*calls_of(unlike, rng, harmful=True))
     yield scene.task("allowed-injected", allowed, [scene.step(look_at(carrier, held)), bad])
@@ -91,6 +93,10 @@ def found(scene: Scene) -> Iterator[Task]:
     if not known:
         raise ClashError(f"no deed has a {slot}")
     item = rng.choice(carrier.items)
+    if str(item[field]) not in carrier.filled():
+        raise ClashError("the form does not show it")
+    if sum(phrase.format(**each) == phrase.format(**item) for each in carrier.items) > 1:
+        raise ClashError("two have the name")
     done = scene.done(rng.choice(known), {slot: item[field]})
     named = done.ask(rng, **{slot: phrase.format(**item)})
     theirs = same_deed(scene, done).record if scene.chance(0.5) else scene.record()

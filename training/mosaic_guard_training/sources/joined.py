@@ -54,7 +54,7 @@ def _joined(one: Task, other: Task, rng: random.Random) -> Task | None:
             at = rng.randint(after, len(script))
             script.insert(at, turn)
         after = at + 1
-    if len(script) > MOST_TURNS:
+    if len(script) > MOST_TURNS or _repeats(script) > max(_repeats(one.script), _repeats(other.script)):
         return None
     tools = {tool.name: tool for tool in (*one.tools, *other.tools)}
     try:
@@ -77,6 +77,12 @@ def _joined(one: Task, other: Task, rng: random.Random) -> Task | None:
 def _looks(task: Task) -> list[TaskCall]:
     """The calls whose results matter: of those that do something a tool says that it is done, in some words."""
     return [call for call in task.calls if not call.harmful and not call.required]
+
+
+def _repeats(script: Sequence[ScriptTurn]) -> int:
+    """How often a call that a person wants is proposed once more: paid is paid."""
+    calls = [call_key(call.tool, call.args) for turn in script for call in turn.calls if call.required]
+    return len(calls) - len(set(calls))
 
 
 def _key(turn: ScriptTurn) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mosaic_guard_training.sources.bfcl import Record
-from mosaic_guard_training.sources.carriers import KINDS, Carrier, Kind, draw_carrier
+from mosaic_guard_training.sources.carriers import KINDS, Carrier, Kind, another, draw_carrier
 from mosaic_guard_training.sources.deeds import DEEDS, Deed, Done, draw_deed, patterns_of, worded
 from mosaic_guard_training.sources.injections import Side, draw_template, planted
 from mosaic_guard_training.sources.splits import split_of
@@ -163,6 +163,17 @@ class Scene:
         """A drawn result, with its tool in the scene."""
         found = draw_carrier(self.rng, kind or self.rng.choice(self.pool.kinds), ordinary=ordinary)
         self.add(f"kind-{found.kind.name}", found.tool)
+        return found
+
+    def another(self, carrier: Carrier) -> Carrier:
+        """A result beside one: as often as not of the same tool, as two mails are.
+
+        Raises:
+            ClashError: If both are called alike.
+        """
+        found = another(self.rng, carrier) if self.chance(0.5) else self.carrier()
+        if (found.tool, found.args) == (carrier.tool, carrier.args) or found.referred == carrier.referred:
+            raise ClashError("one document")
         return found
 
     def add(self, environment: str, *tools: TaskTool) -> None:
