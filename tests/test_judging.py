@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from judges import SAMPLED_ACT, Answering, answered, careful, ran, said_of
 from rich.console import Console
@@ -117,8 +117,12 @@ judgements = st.builds(
 )
 
 
+SAID = Judgement("k", "t", "a", "b", "one", "human")
+
+
 @settings(max_examples=25)
 @given(st.lists(judgements, max_size=8))
+@example([SAID, replace(SAID, winner="other")])
 def test_what_is_kept_is_read_back_and_the_last_judgement_counts(
     tmp_path_factory: pytest.TempPathFactory, said: list[Judgement]
 ) -> None:
