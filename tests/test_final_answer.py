@@ -32,7 +32,9 @@ def build(kind: str, log: list[Any], answer: str, **compile_args: Any) -> Any:
 
 
 def leaks(step: Any) -> list[float]:
-    return [0.9 if "swordfish" in str(call.args) else 0.3 if "perhaps" in str(call.args) else 0.0 for call in step.calls]
+    return [
+        0.9 if "swordfish" in str(call.args) else 0.3 if "perhaps" in str(call.args) else 0.0 for call in step.calls
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
