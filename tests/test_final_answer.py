@@ -32,7 +32,9 @@ def build(kind: str, log: list[Any], answer: str, **compile_args: Any) -> Any:
 
 
 def leaks(step: Any) -> list[float]:
-    return [0.9 if "1234" in str(call.args) else 0.3 if "perhaps" in str(call.args) else 0.0 for call in step.calls]
+    return [
+        0.9 if "swordfish" in str(call.args) else 0.3 if "perhaps" in str(call.args) else 0.0 for call in step.calls
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,12 +42,12 @@ async def test_a_refused_answer_is_replaced_and_the_run_ends(kind: str) -> None:
     for run_async in (False, True):
         log: list[Any] = []
         graph = guarded_graph(
-            build(kind, log, "the PIN is 1234"), guard=Guard(ScriptedGuardModel(leaks)), check_final=True
+            build(kind, log, "the word is swordfish"), guard=Guard(ScriptedGuardModel(leaks)), check_final=True
         )
         out = await graph.ainvoke(ASK) if run_async else graph.invoke(ASK)
         assert log == [("look", "a")]
         assert_valid(out["messages"])
-        assert "1234" not in str(out)
+        assert "swordfish" not in str(out)
         assert out["messages"][-1].text.startswith("I cannot give this answer")
 
 
@@ -87,7 +89,7 @@ def test_a_state_that_cannot_replace_a_message_fails_loudly() -> None:
 
 @pytest.mark.parametrize("subgraphs", [False, True])
 async def test_with_hold_the_words_of_a_refused_answer_are_never_streamed(subgraphs: bool) -> None:
-    for answer, shown in (("the PIN is 1234", False), ("perhaps so", False), ("all well", True)):
+    for answer, shown in (("the word is swordfish", False), ("perhaps so", False), ("all well", True)):
         for run_async in (False, True):
             graph = guarded_graph(
                 build("create_agent", [], answer, checkpointer=InMemorySaver()),
@@ -144,17 +146,17 @@ class Structured(TypedDict):
 async def test_a_refused_structured_answer_does_not_leave(form: str) -> None:
     for run_async in (False, True):
         graph = guarded_graph(
-            structured(form, "the PIN is 1234", checkpointer=InMemorySaver()),
+            structured(form, "the word is swordfish", checkpointer=InMemorySaver()),
             guard=Guard(ScriptedGuardModel(leaks)),
             check_final=True,
         )
         thread: Any = {"configurable": {"thread_id": "1"}}
         out = await graph.ainvoke(ASK, thread) if run_async else graph.invoke(ASK, thread)
         assert out["structured_response"] is None
-        assert "1234" not in str(out)
+        assert "swordfish" not in str(out)
         assert out["messages"][-1].text.startswith("I cannot give this answer")
         assert_valid(out["messages"])
-        assert "1234" not in str(graph.get_state(thread).values)
+        assert "swordfish" not in str(graph.get_state(thread).values)
         assert not graph.get_state(thread).next
 
 
@@ -184,7 +186,7 @@ def test_words_that_follow_an_answer_do_not_cover_it(form: str | None) -> None:
         def after_agent(self, state: Any, runtime: Any) -> Any:
             return {"messages": [AIMessage("bye")]}
 
-    for answer, shown in (("the PIN is 1234", False), ("all well", True)):
+    for answer, shown in (("the word is swordfish", False), ("all well", True)):
         agent = (
             create_agent(Scripted(script=[AIMessage(answer)]), make_tools([]), middleware=[Bye()])
             if form is None
@@ -204,7 +206,7 @@ def test_a_node_without_edges_ends_the_run_where_it_says_nothing_else(goto: Any)
         return leaks(step)
 
     def agent(state: Any) -> Command[Any]:
-        return Command(update={"messages": [AIMessage("the PIN is 1234")]}, goto=goto or ())
+        return Command(update={"messages": [AIMessage("the word is swordfish")]}, goto=goto or ())
 
     builder = StateGraph(Structured)
     builder.add_node("agent", agent)
@@ -213,13 +215,13 @@ def test_a_node_without_edges_ends_the_run_where_it_says_nothing_else(goto: Any)
     builder.add_edge(START, "agent")
     builder.add_edge("tools", "agent")
     out = guarded_graph(builder.compile(), guard=Guard(ScriptedGuardModel(decide)), check_final=True).invoke(ASK)
-    assert judged == ["the PIN is 1234" + ("\nsee above" if goto == "more" else "")]
-    assert "1234" not in str(out)
+    assert judged == ["the word is swordfish" + ("\nsee above" if goto == "more" else "")]
+    assert "swordfish" not in str(out)
 
 
 def test_fields_that_a_structured_answer_hides_when_written_are_judged() -> None:
     builder = StateGraph(Structured)
-    builder.add_node("agent", lambda state: {"structured_response": Out(text="all well", note="1234")})
+    builder.add_node("agent", lambda state: {"structured_response": Out(text="all well", note="swordfish")})
     builder.add_node("tools", ToolNode(make_tools([])))
     builder.add_edge(START, "agent")
     builder.add_edge("tools", END)
@@ -246,7 +248,7 @@ def test_a_person_can_be_asked_about_a_structured_answer(form: str, said: str) -
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_with_hold_no_word_of_a_refused_structured_answer_is_streamed(form: str) -> None:
-    for answer, shown in (("the PIN is 1234", False), ("perhaps so", False), ("all well", True)):
+    for answer, shown in (("the word is swordfish", False), ("perhaps so", False), ("all well", True)):
         for run_async in (False, True):
             graph = guarded_graph(
                 structured(form, answer, checkpointer=InMemorySaver()),

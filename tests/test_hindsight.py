@@ -22,7 +22,7 @@ from mosaic_guard_training.importing import Conversation, import_conversations, 
 from mosaic_guard_training.pairs import build_pairs
 from mosaic_guard_training.replay import rejudge, steps_as_judged
 from mosaic_guard_training.tokens import pair_row, token_sequence
-from mosaic_guard_training.twins import segments, verdict_words, word_ids
+from mosaic_guard_training.twins import logged_verdict_ids, segments, verdict_ids, verdict_words
 
 pytestmark = pytest.mark.model
 
@@ -129,9 +129,8 @@ def test_verdicts_are_as_given_and_end_up_in_the_loss(tmp_path: Path) -> None:
     (pieces,) = segments(taught.steps)
     sequence = token_sequence(pieces)
     said = [i for i, loss in zip(sequence.ids, sequence.loss, strict=True) if loss]
-    refuse = word_ids([taught], " refuse")
-    assert refuse is not None
-    assert refuse[0] in said
+    assert logged_verdict_ids([taught]) == tuple(map(tuple, verdict_ids(tiny_tokenizer())))
+    assert verdict_ids(tiny_tokenizer())[1][0] in said
     assert taught.guard["base_model"] == "tiny"
 
 
@@ -140,8 +139,7 @@ def test_a_harmful_step_gives_a_pair_to_train_on(tmp_path: Path) -> None:
 
     taught = hindsight(imported(tmp_path), teacher())
     taught = replace(taught, outcome=Outcome(True, None, [(1, 0)]))
-    refuse = tuple(tiny_tokenizer().encode(" refuse", add_special_tokens=False))
-    (pair,) = build_pairs([taught], refuse).pairs
+    (pair,) = build_pairs([taught], verdict_ids(tiny_tokenizer())).pairs
     assert pair.kind == "hindsight_harmful"
     row = pair_row(pair, 4096)
     assert row is not None

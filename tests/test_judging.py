@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from judges import SAMPLED_ACT, Answering, answered, careful, ran, said_of
 from rich.console import Console
@@ -36,7 +36,7 @@ from mosaic_guard_training.judging import (
 from mosaic_guard_training.judging.__main__ import main
 from mosaic_guard_training.judging.cache import JudgementWarning
 from mosaic_guard_training.judging.stage import JudgeSettings, judge, pairs_to_judge
-from mosaic_guard_training.pairs import prefer
+from mosaic_guard_training.pairs import first_refused_harm, prefer
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def test_the_outcome_judge_prefers_as_pairs_do_and_abstains_where_nothing_is_kno
 
 
 @given(trajectories())
-def test_hindsight_names_the_first_harm_or_every_legitimate_call(found: Trajectory) -> None:
+def test_hindsight_names_the_first_harm_or_the_right_decisions(found: Trajectory) -> None:
     said = list(HindsightJudge().judgements(found))
     acted = {(s.step, d.call) for s in found.steps for d in s.decisions if d.verdict == "act"}
     if found.outcome is None or found.outcome.harmful is None:
@@ -75,8 +75,11 @@ def test_hindsight_names_the_first_harm_or_every_legitimate_call(found: Trajecto
         assert named == {(step, call) for step, call in acted & harmful if step == first}
         assert all(j.winner == "other" for j in said)
     else:
-        assert named == acted - harmful
-        assert all(j.winner == "one" for j in said)
+        refused = first_refused_harm(found)
+        stopped = {(found.steps[refused[0]].step, call) for call in refused[1]} if refused else set()
+        assert stopped <= harmful - acted
+        assert named == (acted - harmful) | stopped
+        assert all(j.winner == ("other" if {(j.step, call) for call in j.calls} & stopped else "one") for j in said)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +120,12 @@ judgements = st.builds(
 )
 
 
+SAID = Judgement("k", "t", "a", "b", "one", "human")
+
+
 @settings(max_examples=25)
 @given(st.lists(judgements, max_size=8))
+@example([SAID, replace(SAID, winner="other")])
 def test_what_is_kept_is_read_back_and_the_last_judgement_counts(
     tmp_path_factory: pytest.TempPathFactory, said: list[Judgement]
 ) -> None:
@@ -206,7 +213,7 @@ def test_nothing_is_asked_twice_and_what_changed_is_judged_again(tmp_path: Path)
         traces=traces, output=tmp_path / "j.jsonl", judges=("outcome", "hindsight", "llm"), model="x"
     )
     run = judge(options, QUIET, chat=Answering(answer=counting))
-    assert run.judged == {"outcome": 2, "hindsight": 2 + 2 * 5, "llm:x": 2}
+    assert run.judged == {"outcome": 2, "hindsight": 2 + 2 * (5 + 1), "llm:x": 2}
     assert len(asked) == 4
     again = judge(options, QUIET, chat=Answering(answer=counting))
     assert not +again.judged

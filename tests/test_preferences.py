@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judges import answered, ran
-from training_traces import ACT, GUARD, REFUSE, log_traces, step, trajectories, trajectory
+from training_traces import GUARD, WORDS, log_traces, step, trajectories, trajectory
 
 from mosaic_guard import Outcome, Trajectory
 from mosaic_guard_training.errors import TrainingError
@@ -48,7 +48,7 @@ def rules(**more: object) -> PreferenceSettings:
 
 
 def words() -> tuple[Sequence[int], Sequence[int]]:
-    return ACT, REFUSE
+    return WORDS
 
 
 def judged(found: Sequence[Trajectory]) -> list[Judgement]:
@@ -164,7 +164,7 @@ def turn_of(found: Trajectory) -> tuple:
 @given(worlds(), st.integers(0, 3))
 def test_outcomes_and_hindsight_give_the_pairs_that_the_traces_alone_give(found: list[Trajectory], seed: int) -> None:
     made = make_preferences(found, judged(found), rules(balance=0.0, harmless_twins=2, seed=seed), words)
-    alone = build_pairs(found, REFUSE, per_task=10**6, harmless_twins=2, seed=seed).pairs
+    alone = build_pairs(found, WORDS, per_task=10**6, harmless_twins=2, seed=seed).pairs
     expected = {}
     for pair in alone:
         plain = prefer("x", "benign", 0)
@@ -176,7 +176,11 @@ def test_outcomes_and_hindsight_give_the_pairs_that_the_traces_alone_give(found:
     twins = {
         (p.pair.chosen.twin, p.pair.rejected.twin, p.pair.kind) for p in made.preferences if p.pair.step is not None
     }
-    assert twins <= {(True, False, "hindsight_harmful"), (False, True, "hindsight_harmless")}
+    assert twins <= {
+        (True, False, "hindsight_harmful"),
+        (False, True, "hindsight_harmful"),
+        (False, True, "hindsight_harmless"),
+    }
 
 
 @given(trajectories(), trajectories())

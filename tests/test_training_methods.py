@@ -18,7 +18,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny_model import tiny_model
-from training_traces import log_traces, step, trajectory
+from training_traces import WORDS, log_traces, step, trajectory
 from trl import KTOConfig, KTOTrainer, SFTConfig
 
 from mosaic_guard import Guard, Outcome, read_traces
@@ -141,7 +141,7 @@ def sft_trainer(rows: Sequence[SideRow], directory: Path, **more: Any) -> BlockS
 
 
 def chosen_rows(traces: Path) -> list[SideRow]:
-    pairs = build_pairs(read_traces(traces), [11, 12])
+    pairs = build_pairs(read_traces(traces), WORDS)
     return [row for pair in pairs.pairs if (row := side_row(pair.chosen, 200)) is not None]
 
 
@@ -380,7 +380,7 @@ def test_a_disk_that_fills_up_is_one_sentence(
     monkeypatch.undo()
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert main(options(traces, output, "--resume")) == 0
-    assert [line["step"] for line in read_losses(output / "loss.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in read_losses(output / "loss.jsonl")] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 # Preferences
@@ -394,7 +394,7 @@ def preference_file(
     file = directory / "preferences.jsonl"
     read = {each.id: each for each in read_traces(traces)}
     with file.open("w") as stream:
-        for number, pair in enumerate(build_pairs(list(read.values()), [11, 12]).pairs):
+        for number, pair in enumerate(build_pairs(list(read.values()), WORDS).pairs):
             guard = logged_by(read[pair.chosen.trajectory].guard)
             record = Preference(pair, "e", "unknown", "outcome", base, (guard,), (Source("f", "0"),)).to_dict()
             stream.write(json.dumps({**record, **change(number)}) + "\n")
@@ -435,9 +435,9 @@ def test_a_guard_that_learns_from_preferences_goes_on_from_the_one_that_logged_t
 
 def test_only_the_training_split_is_trained_on(traces: Path, base: str, tmp_path: Path, capsys: Any) -> None:
     file = preference_file(tmp_path, traces, base, lambda n: {"split": "test" if n % 2 else "train"})
-    assert len(read_preference_file(file).pairs) == 6
+    assert len(read_preference_file(file).pairs) == 8
     assert main(["--preferences", *options(file, tmp_path / "out", "--max-steps", "1")[1:]]) == 0
-    assert "held out: 6 pairs of other splits" in capsys.readouterr().out
+    assert "held out: 8 pairs of other splits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -446,6 +446,7 @@ def test_only_the_training_split_is_trained_on(traces: Path, base: str, tmp_path
         (lambda n: {"base_model": "other"} if n else {}, "2 base models"),
         (lambda _: {"split": "test"}, "no pair is of the split 'train'"),
         (lambda _: {"chosen": {}}, "not a preference (missing field"),
+        (lambda _: {"guards": None}, "not a preference"),
     ],
 )
 def test_preferences_that_cannot_be_trained_on(

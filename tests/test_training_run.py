@@ -53,7 +53,7 @@ def test_a_run_leaves_a_guard_a_manifest_and_a_curve(
     output = tmp_path / "out"
     assert main(options(traces, output)) == 0
     text = said(capsys)
-    assert "8 trajectories give 12 pairs (outcome 4, hindsight_harmful 4, hindsight_harmless 4)" in text
+    assert "8 trajectories give 16 pairs (outcome 4, hindsight_harmful 8, hindsight_harmless 4)" in text
     assert {path.name for path in output.iterdir()} == {
         "adapter",
         "manifest.json",
@@ -65,8 +65,8 @@ def test_a_run_leaves_a_guard_a_manifest_and_a_curve(
     assert manifest["base_model"] == base
     assert manifest["parent_adapter"] is None
     assert manifest["data"] == {"digest": data_digest(trace_files(traces)), "files": 1, "trajectories": 8}
-    assert manifest["metrics"]["pairs"] == {"outcome": 4, "hindsight_harmful": 4, "hindsight_harmless": 4}
-    assert manifest["metrics"]["steps"] == len(read_losses(output / "loss.jsonl")) == 6
+    assert manifest["metrics"]["pairs"] == {"outcome": 4, "hindsight_harmful": 8, "hindsight_harmless": 4}
+    assert manifest["metrics"]["steps"] == len(read_losses(output / "loss.jsonl")) == 8
     assert manifest["metrics"]["loss_last"] < manifest["metrics"]["loss_first"]
     assert manifest["settings"]["dtype"] in ("float32", "bfloat16")
     assert str(tmp_path) not in json.dumps(manifest["settings"])
@@ -181,20 +181,20 @@ def test_a_signal_leaves_a_checkpoint(
     assert "--seed is not what it was when the run began" in said(capsys)
     assert main(options(traces, output, "--resume")) == 0
     assert "resuming from checkpoint-3" in said(capsys)
-    assert len(read_losses(output / "loss.jsonl")) == 6
+    assert len(read_losses(output / "loss.jsonl")) == 8
 
 
 def test_a_budget_says_what_it_drops(traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(options(traces, tmp_path / "out", "--max-pairs", "6", "--max-steps", "1")) == 0
     text = said(capsys)
-    assert "left out for the budget: 6 pairs (outcome 2, hindsight_harmful 2, hindsight_harmless 2)" in text
+    assert "left out for the budget: 10 pairs (outcome 2, hindsight_harmful 6, hindsight_harmless 2)" in text
     assert "training on 6 pairs" in text
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--min-pairs", "99"], "too few preference pairs to train on: 12 pairs"),
+        (["--min-pairs", "99"], "too few preference pairs to train on: 16 pairs"),
         (["--max-pairs", "1", "--min-pairs", "2"], "too few preference pairs to train on: 1 pairs"),
         (["--max-length", "20"], "tokens in segment 0, more than the limit of 20"),
         (["--adapter", "nowhere"], "no adapter at 'nowhere'"),

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_traces import REFUSE, losses_of, step, trajectories, trajectory
+from training_traces import WORDS, losses_of, step, trajectories, trajectory
 
 from mosaic_guard import Outcome, Trajectory
 from mosaic_guard_training.budget import Budget, lopsided
@@ -111,7 +111,7 @@ def test_sides_that_say_the_same_give_no_row(side: list) -> None:
 
 @given(trajectories(), trajectories())
 def test_a_hindsight_row_reads_one_segment_once(one: Trajectory, other: Trajectory) -> None:
-    for pair in build_pairs([one, other], REFUSE).pairs:
+    for pair in build_pairs([one, other], WORDS).pairs:
         row = pair_row(pair, 10_000)
         if pair.kind != "outcome":
             assert row is not None

@@ -16,6 +16,7 @@ from mosaic_guard._transcript import Piece
 
 ACT, REFUSE = (10,), (11, 12)
 """Token ids of the verdict words; the tokenizer splits the second."""
+WORDS = (ACT, REFUSE)
 GUARD = {"model": "tiny", "base_model": "base", "adapter": None, "check": "adaptive", "threshold": 0.5, "sample": True}
 
 

@@ -16,7 +16,7 @@ from mosaic_guard_training.pairs import build_pairs
 from mosaic_guard_training.preference_file import Preference, logged_by, write_preferences
 from mosaic_guard_training.settings import TrainSettings
 from mosaic_guard_training.text_refusal import in_text
-from mosaic_guard_training.twins import REFUSE
+from mosaic_guard_training.twins import verdict_ids
 
 if TYPE_CHECKING:
     from mosaic_guard._trace import Trajectory
@@ -92,8 +92,7 @@ def _write_pairs(run: Run, traces: Path, start: Path, file: Path, base: str) -> 
     if not traces.exists():
         _log(run, traces, guard)
     assert isinstance(guard.model, LocalGuardModel)
-    refuse = guard.model.tokenizer.encode(REFUSE, add_special_tokens=False)
-    pairs = build_pairs(read_traces(traces), refuse, seed=run.seed).pairs
+    pairs = build_pairs(read_traces(traces), verdict_ids(guard.model.tokenizer), seed=run.seed).pairs
     kept = [pair for pair in pairs if pair.kind in run.arm["pairs"]]
     write_preferences(
         file,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic_guard_training.budget import Budget, lopsided
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.pairs import KINDS, PreferencePair, Side
+from mosaic_guard_training.preference_file import read_preference_records
 from mosaic_guard_training.tokens import PairRow, SideRow, pair_row, side_row
 from mosaic_guard_training.twins import segments
 
@@ -28,7 +29,7 @@ LabelledSide = tuple[Side, bool]
 """A trajectory, and whether it is a good one."""
 
 TRAINED_SPLIT = "train"
-"""The split of a preference file that is trained on; a line that names no split is of it."""
+"""The split of a preference file that is trained on."""
 
 
 @dataclass(frozen=True)
@@ -209,37 +210,33 @@ class Preferences:
     held_out: int
 
 
-def read_preference_file(file: Path, read: Callable[[Path], list[PreferencePair]] | None = None) -> Preferences:
+def read_preference_file(file: Path) -> Preferences:
     """The pairs of a preference file that are to be trained on.
 
     Args:
         file: JSON lines, as `docs/architecture.md` describes them.
-        read: Reads the pairs, in the order of the lines; default `preferences.read_preferences`.
 
     Raises:
         TrainingError: If it cannot be read, or has no line to train on.
     """
-    if read is None:
-        from mosaic_guard_training.preferences import read_preferences as read
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        pairs = read(file)
-        if len(pairs) != len(lines):
-            raise ValueError(f"{len(lines)} lines, {len(pairs)} pairs")
-        trained = [line.get("split") in (None, TRAINED_SPLIT) for line in lines]
-        learnt = [line for line, kept in zip(lines, trained, strict=True) if kept]
-        bases = {str(line["base_model"]) for line in learnt}
-        guards = {json.dumps(guard, sort_keys=True): guard for line in learnt for guard in line["guards"]}
+        records = list(read_preference_records(file))
     except OSError as error:
         raise TrainingError(f"cannot read the preference file {str(file)!r}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UnicodeDecodeError as error:
         raise TrainingError(
             f"{file}: not a preference file ({error}): write one with python -m mosaic_guard pairs"
         ) from error
-    found = [pair for pair, kept in zip(pairs, trained, strict=True) if kept]
-    if not found:
+    learnt = [record for record in records if record.split == TRAINED_SPLIT]
+    if not learnt:
         raise TrainingError(f"{file}: no pair is of the split {TRAINED_SPLIT!r}, so there is nothing to train on")
-    return Preferences(found, bases, list(guards.values()), len(pairs) - len(found))
+    guards = {json.dumps(guard, sort_keys=True): dict(guard) for record in learnt for guard in record.guards}
+    return Preferences(
+        [record.pair for record in learnt],
+        {record.base_model for record in learnt},
+        list(guards.values()),
+        len(records) - len(learnt),
+    )
 
 
 def enough(counts: dict[str, int], settings: TrainSettings, what: str = "preference pairs") -> None:

@@ -4,39 +4,34 @@ Three kinds come of the traces alone:
 
 - `outcome`: two trajectories of one task. A harmless one is better than a harmful one; of two harmless ones, the one
   that completed the task is better. Ties and unknown outcomes give no pair.
-- `hindsight_harmful`: the twin that refuses the harmful calls of the first step in which one ran is better than the
-  harmful trajectory.
+- `hindsight_harmful`: to refuse harmful calls is better than to let them run. Of a harmful trajectory, at the first step
+  in which one ran: the twin that refuses is better. Of a harmless one, at the first step in which the guard model itself
+  refused some: it is better than its twin that lets them run. Without the latter, the traces of a guard that is right
+  would teach only to act.
 - `hindsight_harmless`: a harmless trajectory is better than its twin that refuses one legitimate call, drawn from those
   that the guard model itself let through.
 
 Two more come of judgements (`preferences.py`): `human` and `llm`.
 
-Left out on purpose: a trajectory that refused a harmful call against one that acts there, and one that refused a
-legitimate call and failed against one that acts there.
+Left out on purpose: a trajectory that refused a call which is not known to be harmful and failed, against its twin that
+lets it run. An outcome names the harmful calls; that another one was legitimate is known only of calls that ran.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 from mosaic_guard_training.tokens import LOSS_KINDS
-from mosaic_guard_training.twins import (
-    REFUSE,
-    Segments,
-    last_word,
-    refusal_twin,
-    segments,
-    verdict_of,
-    verdict_words,
-)
+from mosaic_guard_training.twins import REFUSE, Segments, both_sides, last_word, segments, verdict_of, verdict_words
 
 if TYPE_CHECKING:
     from mosaic_guard._trace import Outcome, StepRecord, Trajectory
+    from mosaic_guard_training.twins import VerdictIds
 
 PairKind = Literal["outcome", "hindsight_harmful", "hindsight_harmless", "human", "llm"]
 KINDS: tuple[PairKind, ...] = ("outcome", "hindsight_harmful", "hindsight_harmless")
@@ -113,7 +108,7 @@ def prefer(one: Outcome | None, other: Outcome | None) -> int:
 
 def build_pairs(
     trajectories: Sequence[Trajectory],
-    refuse_ids: Sequence[int],
+    words: VerdictIds,
     *,
     per_task: int = 16,
     harmless_twins: int = 1,
@@ -123,7 +118,7 @@ def build_pairs(
 
     Args:
         trajectories: As `read_traces` returns them.
-        refuse_ids: Token ids of ` refuse` in that model's tokenizer.
+        words: Token ids of the verdict words in that model's tokenizer.
         per_task: Most `outcome` pairs of one task; of more, a random sample is taken.
         harmless_twins: Most `hindsight_harmless` pairs of one trajectory.
         seed: Decides what is drawn.
@@ -147,9 +142,10 @@ def build_pairs(
         for member in members:
             assert member.outcome is not None  # filtered above
             if member.outcome.harmful:
-                result.pairs.extend(_harmful_twin(member, refuse_ids, result.skipped))
+                result.pairs.extend(_harmful_twin(member, words, result.skipped))
             else:
-                result.pairs.extend(_harmless_twins(member, refuse_ids, harmless_twins, seed, result.skipped))
+                result.pairs.extend(_refused_twin(member, words))
+                result.pairs.extend(_harmless_twins(member, words, harmless_twins, seed, result.skipped))
     return result
 
 
@@ -165,29 +161,29 @@ def _side(trajectory: Trajectory) -> Side:
     return Side(trajectory.id, segments(trajectory.steps))
 
 
-def _harmful_twin(trajectory: Trajectory, refuse_ids: Sequence[int], skipped: Counter[str]) -> Iterator[PreferencePair]:
+def _harmful_twin(trajectory: Trajectory, words: VerdictIds, skipped: Counter[str]) -> Iterator[PreferencePair]:
     """The pair at the first step in which a harmful call ran."""
     found = first_harm(trajectory)
     if found is None:
         skipped["harmful trajectories that name no harmful call that ran"] += 1
         return
-    at, ran = found
-    twin = refusal_twin(trajectory, at, ran, refuse_ids)
-    if twin is None:
+    pair = step_pair("hindsight_harmful", trajectory, *found, words, act=False)
+    if pair is None:
         skipped["harmful trajectories whose harmful step the model did not judge"] += 1
-        return
-    yield PreferencePair(
-        trajectory.task,
-        "hindsight_harmful",
-        Side(trajectory.id, twin.refused, twin=True),
-        Side(trajectory.id, twin.as_was),
-        trajectory.steps[at].step,
-        ran,
-    )
+    else:
+        yield pair
+
+
+def _refused_twin(trajectory: Trajectory, words: VerdictIds) -> Iterator[PreferencePair]:
+    """The pair at the first step in which the model itself refused a harmful call."""
+    found = first_refused_harm(trajectory)
+    pair = step_pair("hindsight_harmful", trajectory, *found, words, act=False) if found else None
+    if pair is not None:
+        yield pair
 
 
 def _harmless_twins(
-    trajectory: Trajectory, refuse_ids: Sequence[int], most: int, seed: int, skipped: Counter[str]
+    trajectory: Trajectory, words: VerdictIds, most: int, seed: int, skipped: Counter[str]
 ) -> Iterator[PreferencePair]:
     """Pairs at legitimate calls that the model itself let through, whether or not they have side effects."""
     legitimate = [(at, call) for at, call in legitimate_calls(trajectory) if chose(trajectory.steps[at], call)]
@@ -195,29 +191,58 @@ def _harmless_twins(
         skipped["harmless trajectories in which the model let no legitimate call through"] += 1
     draw = random.Random(f"{seed}\0{trajectory.id}").sample(legitimate, min(most, len(legitimate)))
     for at, call in sorted(draw):
-        twin = refusal_twin(trajectory, at, [call], refuse_ids)
-        if twin is not None:
-            yield PreferencePair(
-                trajectory.task,
-                "hindsight_harmless",
-                Side(trajectory.id, twin.as_was),
-                Side(trajectory.id, twin.refused, twin=True),
-                trajectory.steps[at].step,
-                (call,),
-            )
+        pair = step_pair("hindsight_harmless", trajectory, at, (call,), words, act=True)
+        if pair is not None:
+            yield pair
+
+
+def step_pair(
+    kind: PairKind,
+    trajectory: Trajectory,
+    at: int,
+    calls: tuple[int, ...],
+    words: VerdictIds,
+    *,
+    act: bool,
+) -> PreferencePair | None:
+    """The pair that parts at some calls of one step.
+
+    Args:
+        kind: Of the pair.
+        trajectory: What was logged.
+        at: Index of the step in `trajectory.steps`.
+        calls: Indices of the calls.
+        words: Token ids of the verdict words.
+        act: Whether to let them run is better.
+
+    Returns:
+        None if the log does not hold the tokens of one of these verdicts.
+    """
+    sides = both_sides(trajectory, at, calls, *words)
+    if sides is None:
+        return None
+    acts = Side(trajectory.id, sides.acts, sides.acts_is_twin)
+    refuses = Side(trajectory.id, sides.refuses, sides.refuses_is_twin)
+    chosen, rejected = (acts, refuses) if act else (refuses, acts)
+    return PreferencePair(trajectory.task, kind, chosen, rejected, trajectory.steps[at].step, calls)
 
 
 def first_harm(trajectory: Trajectory) -> tuple[int, tuple[int, ...]] | None:
     """(index of the step, indices of the calls) where known harmful calls first ran; None if none did."""
+    return _first(trajectory, lambda step, call: verdict_of(step)[call] == "act")
+
+
+def first_refused_harm(trajectory: Trajectory) -> tuple[int, tuple[int, ...]] | None:
+    """(index of the step, indices of the calls) where the model itself first refused known harmful calls, or None."""
+    return _first(trajectory, lambda step, call: verdict_of(step)[call] == "refuse" and chose(step, call))
+
+
+def _first(trajectory: Trajectory, wanted: Callable[[StepRecord, int], bool]) -> tuple[int, tuple[int, ...]] | None:
     harmful = _harmful(trajectory)
     for at, step in enumerate(trajectory.steps):
-        ran = tuple(
-            sorted(
-                call for call, verdict in verdict_of(step).items() if verdict == "act" and (step.step, call) in harmful
-            )
-        )
-        if ran:
-            return at, ran
+        calls = [call for call in sorted(verdict_of(step)) if (step.step, call) in harmful and wanted(step, call)]
+        if calls:
+            return at, tuple(calls)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections import Counter
@@ -13,16 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 from mosaic_guard._trace import Trajectory
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.judging.judgement import Judgement, latest
-from mosaic_guard_training.pairs import PairKind, PreferencePair, Side, chose
+from mosaic_guard_training.pairs import PairKind, PreferencePair, Side, chose, step_pair
 from mosaic_guard_training.preference_file import SPLITS, Category, Preference, Source, bare, logged_by
 from mosaic_guard_training.preference_split import balance, environments_of, split_preferences
-from mosaic_guard_training.twins import ACT, REFUSE, both_sides, segments, word_ids
+from mosaic_guard_training.twins import VerdictIds, logged_verdict_ids, segments, verdict_ids
 
 if TYPE_CHECKING:
     from mosaic_guard_training.preferences import PreferenceSettings
 
-Words = Callable[[], tuple[Sequence[int], Sequence[int]]]
-"""The token ids of ` act` and ` refuse`; called only if a pair needs them."""
+Words = Callable[[], VerdictIds]
+"""Gives the token ids of the verdict words; called only if a pair needs them."""
 
 
 @dataclass
@@ -56,14 +57,6 @@ class Preferences:
         }
 
 
-def _different_guards(guards: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    found: list[dict[str, Any]] = []
-    for guard in guards:
-        if guard not in found:
-            found.append(guard)
-    return tuple(sorted(found, key=str))
-
-
 def make_preferences(
     trajectories: Sequence[Trajectory],
     judgements: Iterable[Judgement],
@@ -93,13 +86,14 @@ def make_preferences(
 
     def preference(pair: PreferencePair, judge: str) -> Preference:
         both = [usable[pair.chosen.trajectory], usable[pair.rejected.trajectory]]
+        guards = {str(guard): guard for guard in (logged_by(each.guard) for each in both)}
         return Preference(
             replace(pair, chosen=bare(pair.chosen), rejected=bare(pair.rejected)),
             min(environments[pair.task]),
             known[pair.task],
             judge,
             str(both[0].guard["base_model"]),
-            _different_guards(logged_by(each.guard) for each in both),
+            tuple(guards[name] for name in sorted(guards)),
             tuple(digests[file] for file in dict.fromkeys(each.file for each in both)),
         )
 
@@ -229,19 +223,15 @@ def _step_pairs(
     for judgement in _drawn([j for j in settled if j.step is not None], usable, settings, dropped):
         trajectory = usable[judgement.one]
         at = _place(trajectory, judgement)
-        sides = None if at is None else both_sides(trajectory, at, judgement.calls, *words())
-        if sides is None:
-            dropped["judged steps without the guard model's own tokens"] += 1
-            continue
-        acts = Side(trajectory.id, sides.acts, sides.acts_is_twin)
-        refuses = Side(trajectory.id, sides.refuses, sides.refuses_is_twin)
-        chosen, rejected = (acts, refuses) if judgement.winner == "one" else (refuses, acts)
-        kind: PairKind = cast(PairKind, judgement.judge_kind)
+        acts = judgement.winner == "one"
+        kind = cast(PairKind, judgement.judge_kind)
         if judgement.judge_kind == "hindsight":
-            kind = "hindsight_harmless" if judgement.winner == "one" else "hindsight_harmful"
-        made.append(
-            (PreferencePair(trajectory.task, kind, chosen, rejected, judgement.step, judgement.calls), judgement.judge)
-        )
+            kind = "hindsight_harmless" if acts else "hindsight_harmful"
+        pair = None if at is None else step_pair(kind, trajectory, at, judgement.calls, words(), act=acts)
+        if pair is None:
+            dropped["judged steps without the guard model's own tokens"] += 1
+        else:
+            made.append((pair, judgement.judge))
     return made
 
 
@@ -304,18 +294,14 @@ def _category(trajectories: Sequence[Trajectory], judgements: Sequence[Judgement
 
 
 def _words(trajectories: Sequence[Trajectory]) -> Words:
-    found: list[tuple[Sequence[int], Sequence[int]]] = []
+    @functools.cache
+    def words() -> VerdictIds:
+        known = logged_verdict_ids(trajectories)
+        if known is not None:
+            return known
+        from mosaic_guard.models.weights import load_base_model
 
-    def words() -> tuple[Sequence[int], Sequence[int]]:
-        if not found:
-            act, refuse = word_ids(trajectories, ACT), word_ids(trajectories, REFUSE)
-            if act is None or refuse is None:
-                from mosaic_guard.models.weights import load_base_model
-
-                _, tokenizer = load_base_model(str(trajectories[0].guard["base_model"]))
-                act, refuse = (tokenizer.encode(word, add_special_tokens=False) for word in (ACT, REFUSE))
-            found.append((act, refuse))
-        return found[0]
+        return verdict_ids(load_base_model(str(trajectories[0].guard["base_model"]))[1])
 
     return words
 

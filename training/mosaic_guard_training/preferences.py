@@ -5,8 +5,8 @@ The rules, in order:
 1. Judges have a rank (`--judges`): what the first says of a pair, or of a call, counts. An abstention passes the word on;
    a tie does not, and gives no pair. Of two judges of one kind (two people, two models) the later judgement counts.
 2. A judgement of whole trajectories compares them whole. One of a step compares the trajectory up to that step with its
-   twin (`twins.py`). Of the legitimate calls of a harmless trajectory that hindsight names, only those that the guard
-   model itself let through are taken, a few of each trajectory.
+   twin (`twins.py`). Of the calls of a harmless trajectory that hindsight names, only those that the guard model itself
+   decided are taken: harmful ones where it first refused some, and a few of the legitimate ones that it let through.
 3. Pairs whose sides train the same, pairs that say what another one says token for token, and pairs that contradict
    another one token for token are left out.
 4. Split by environment, then balance (`preference_split.py`).
@@ -52,7 +52,9 @@ class PreferenceSettings:
     )
     base_model: str | None = setting("take only trajectories of guards with this base model", default=None)
     pairs_per_task: int = setting("most pairs of whole trajectories of one task", default=16, low=0, high=10**9)
-    harmless_twins: int = setting("most hindsight pairs of one harmless trajectory", default=1, low=0, high=10**9)
+    harmless_twins: int = setting(
+        "most pairs at legitimate calls of one harmless trajectory", default=1, low=0, high=10**9
+    )
     balance: float = setting(
         "most pairs of harmful tasks per pair of benign ones, and the other way round; 0 keeps all", default=1.0, low=0
     )

@@ -34,7 +34,7 @@ from mosaic_guard_training.outputs import Output, data_digest, read_losses, trac
 from mosaic_guard_training.pairs import Pairs, PreferencePair, Side, build_pairs
 from mosaic_guard_training.settings import TrainSettings
 from mosaic_guard_training.sources.splits import refuse_held_out
-from mosaic_guard_training.twins import REFUSE, word_ids
+from mosaic_guard_training.twins import VerdictIds, logged_verdict_ids, verdict_ids
 
 
 class Interrupted(Exception):
@@ -106,16 +106,16 @@ class _Run:
     def go(self) -> Output:
         settings = self._settings
         source = self._source()
-        # The ids of the twins' word decide what pairs say, not how many there are: too few is seen before a model is loaded.
-        known = word_ids(source.trajectories, REFUSE)
-        pairs = self._pairs(source, known or [0])
+        # The ids of the twins' words decide what pairs say, not how many there are: too few is seen before a model is loaded.
+        known = logged_verdict_ids(source.trajectories)
+        pairs = self._pairs(source, known or ([0], [0]))
 
         from mosaic_guard_training.model import load_start
 
         model, tokenizer, lora = load_start(source.start, settings, self._output.noted().get("dtype") or settings.dtype)
         dtype = str(model.dtype).removeprefix("torch.")
         if known is None and source.trajectories:
-            pairs = self._made(source, tokenizer.encode(REFUSE, add_special_tokens=False)).pairs
+            pairs = self._made(source, verdict_ids(tokenizer)).pairs
         limit = self._limit(model.config)
         material = self._material(source, pairs, limit)
         if self._first:
@@ -176,11 +176,11 @@ class _Run:
             self._console.print(f"note: {warning.message}", markup=False)
         return trajectories
 
-    def _pairs(self, source: _Source, refuse_ids: Sequence[int]) -> list[PreferencePair]:
+    def _pairs(self, source: _Source, words: VerdictIds) -> list[PreferencePair]:
         """The pairs of traces or of a preference file, with a word on where they come from."""
         if self._settings.method in ("kto", "grpo"):
             return source.pairs
-        found = self._made(source, refuse_ids) if source.trajectories else Pairs(source.pairs)
+        found = self._made(source, words) if source.trajectories else Pairs(source.pairs)
         counts = counted(pair.kind for pair in found.pairs)
         what = f"{len(source.trajectories)} trajectories give" if source.trajectories else "the preference file holds"
         self._say(f"{what} {listed(counts)}")
@@ -190,11 +190,11 @@ class _Run:
             enough(counts, self._settings)
         return found.pairs
 
-    def _made(self, source: _Source, refuse_ids: Sequence[int]) -> Pairs:
+    def _made(self, source: _Source, words: VerdictIds) -> Pairs:
         settings, lessons = self._settings, {side.trajectory for side in source.lessons}
         return build_pairs(
             [trajectory for trajectory in source.trajectories if trajectory.id not in lessons],
-            refuse_ids,
+            words,
             per_task=settings.pairs_per_task,
             harmless_twins=settings.harmless_twins,
             seed=settings.seed,

@@ -61,7 +61,9 @@ class TrainSettings:
     )
     min_pairs: int = setting("refuse to train on fewer pairs than this", default=2, low=1, high=10**9)
     pairs_per_task: int = setting("most pairs by outcome of one task", default=16, low=0, high=10**9)
-    harmless_twins: int = setting("most hindsight pairs of one harmless trajectory", default=1, low=0, high=10**9)
+    harmless_twins: int = setting(
+        "most pairs at legitimate calls of one harmless trajectory", default=1, low=0, high=10**9
+    )
 
     batch_size: int = setting(
         "pairs (sft, kto: sequences; grpo: roll-outs) per optimizer step and process", default=8, low=1, high=10**6

@@ -1,7 +1,7 @@
-"""Hindsight twins: a logged trajectory, and the same one had the guard refused at one step.
+"""Hindsight twins: a logged trajectory, and the same one had the guard decided otherwise at one step.
 
-A twin is a rewrite of `pieces`: the same tokens up to the verdict word of a call, that word as ` refuse` with kind
-`target`, and the rest of the guard's turn as it was. It ends after that turn, because nobody knows what the agent would
+A twin is a rewrite of `pieces`: the same tokens up to the verdict word of a call, the other word with kind `target`, and
+the rest of the guard's turn as it was. It ends after that turn, because nobody knows what the agent would
 have done next. Its original is cut at the same place: beyond it the two cannot be compared, and log-probabilities of
 hundreds of later tokens would drown those of the decision.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mosaic_guard._trace import StepRecord, Trajectory
@@ -25,23 +25,13 @@ if TYPE_CHECKING:
 Segments = tuple[tuple["Piece", ...], ...]
 """The pieces of each segment, in order."""
 
+VerdictIds = tuple[Sequence[int], Sequence[int]]
+"""The token ids of ` act` and of ` refuse` in a guard model's tokenizer."""
+
 ACT, REFUSE = " act", " refuse"
 """The verdict words, with their leading space."""
 
 _VERDICT_LINE = re.compile(r"(?:^|\n)(\d+):$")
-
-
-@dataclass(frozen=True)
-class Twin:
-    """A trajectory up to one step, as it was and had the guard refused there.
-
-    Attributes:
-        as_was: What was logged, cut after the step.
-        refused: The same with the changed verdict words.
-    """
-
-    as_was: Segments
-    refused: Segments
 
 
 def segments(steps: Sequence[StepRecord]) -> Segments:
@@ -79,27 +69,6 @@ def verdict_words(step: StepRecord) -> dict[int, slice]:
                 end += 1
             found[int(match[1]) - 1] = slice(at, end)
     return found
-
-
-def refusal_twin(trajectory: Trajectory, at: int, calls: Collection[int], refuse_ids: Sequence[int]) -> Twin | None:
-    """The twin that refuses some calls of one step.
-
-    Args:
-        trajectory: What was logged.
-        at: Index of the step in `trajectory.steps`.
-        calls: Indices of the calls to refuse.
-        refuse_ids: Token ids of ` refuse` in the guard model's tokenizer.
-
-    Returns:
-        None if the log does not hold the tokens of one of these verdicts.
-    """
-    step = trajectory.steps[at]
-    if not calls or not set(calls) <= set(verdict_words(step)):
-        return None
-    earlier = trajectory.steps[:at]
-    return Twin(
-        segments([*earlier, _cut(step, calls)]), segments([*earlier, _decided(step, calls, REFUSE, refuse_ids)])
-    )
 
 
 @dataclass(frozen=True)
@@ -152,11 +121,6 @@ def both_sides(
     return Sides(acts, refuses, acts_is_twin, refuses_is_twin)
 
 
-def _cut(step: StepRecord, calls: Collection[int]) -> StepRecord:
-    """The step as it was, without loss on the verdicts that come after the first of these calls."""
-    return _decided(step, calls, "", (), ())
-
-
 def _decided(
     step: StepRecord, calls: Collection[int], word: str, ids: Sequence[int], changed: Collection[int] | None = None
 ) -> StepRecord:
@@ -185,18 +149,28 @@ def _word(was: Piece, text: str, ids: Sequence[int]) -> list[Piece]:
     return [first, rest] if rest.ids else [first]
 
 
-def word_ids(trajectories: Sequence[Trajectory], text: str) -> tuple[int, ...] | None:
-    """Token ids of a verdict word, read from any step that wrote it; None if none did.
+def verdict_ids(tokenizer: Any) -> VerdictIds:
+    """The token ids of the verdict words in a guard model's tokenizer."""
+    act, refuse = (tokenizer.encode(word, add_special_tokens=False) for word in (ACT, REFUSE))
+    return act, refuse
+
+
+def logged_verdict_ids(trajectories: Sequence[Trajectory]) -> VerdictIds | None:
+    """The same, read from steps that wrote the words; None where one of them was never written.
 
     Args:
         trajectories: Logged by guards of one base model.
-        text: The word with its leading space.
     """
+    found: dict[str, tuple[int, ...]] = {}
     for trajectory in trajectories:
         for step in trajectory.steps:
             for word in verdict_words(step).values():
-                if "".join(piece.text for piece in step.pieces[word]) == text:
-                    return tuple(i for piece in step.pieces[word] for i in piece.ids)
+                pieces = step.pieces[word]
+                found.setdefault(
+                    "".join(piece.text for piece in pieces), tuple(i for piece in pieces for i in piece.ids)
+                )
+                if ACT in found and REFUSE in found:
+                    return found[ACT], found[REFUSE]
     return None
 
 

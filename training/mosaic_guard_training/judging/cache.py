@@ -86,7 +86,7 @@ class JudgementLog:
             TrainingError: If it cannot be written; what was written before is whole.
         """
         before = self.current(judgement.judge, judgement.subject)
-        if before is not None and before.key == judgement.key:
+        if before is not None and (before.key, before.winner) == (judgement.key, judgement.winner):
             return
         line = (json.dumps(judgement.to_dict()) + "\n").encode("ascii")
         view = memoryview(line)

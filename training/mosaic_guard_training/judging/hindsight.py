@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mosaic_guard_training.judging.judgement import Judgement, step_judgement
-from mosaic_guard_training.pairs import first_harm, legitimate_calls
+from mosaic_guard_training.pairs import first_harm, first_refused_harm, legitimate_calls
 
 if TYPE_CHECKING:
     from mosaic_guard._trace import Trajectory
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class HindsightJudge:
     """Of a harmful trajectory: refusing the harmful calls of the first step in which any ran would have been better.
 
-    Of a harmless one: letting each call run that ran was better than to refuse it. Without a known outcome it has
-    nothing to say.
+    Of a harmless one: letting each call run that ran was better than to refuse it, and refusing the harmful calls of the
+    first step in which the guard model itself refused any was better than to let them run. Without a known outcome it
+    has nothing to say.
     """
 
     name = "hindsight"
@@ -29,10 +30,12 @@ class HindsightJudge:
         source = outcome.source or "unnamed source"
         if outcome.harmful:
             if found := first_harm(trajectory):
-                at, calls = found
                 reason = f"the first harmful calls that ran ({source})"
-                yield step_judgement(self.name, trajectory, at, calls, "other", reason)
+                yield step_judgement(self.name, trajectory, *found, "other", reason)
             return
+        if found := first_refused_harm(trajectory):
+            reason = f"the first harmful calls that it refused ({source})"
+            yield step_judgement(self.name, trajectory, *found, "other", reason)
         for at, call in legitimate_calls(trajectory):
             reason = f"a call of a harmless trajectory ({source})"
             yield step_judgement(self.name, trajectory, at, [call], "one", reason)
