@@ -95,7 +95,8 @@ class Decision:
         call: The call, by its index in the step.
         verdict: `act`, `refuse` or `ask`.
         reason: One sentence for the agent and for a person.
-        p_refuse: The guard model's probability of refusal in [0, 1]; None where no model was asked.
+        p_refuse: The guard's probability of refusal in [0, 1]: its model's, weighed with evidence where the guard has an
+            evidence model; None where no model was asked.
         source: Who decided.
     """
 

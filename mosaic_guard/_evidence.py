@@ -161,6 +161,16 @@ def answered_calls(messages: Sequence[BaseMessage]) -> Iterator[tuple[ToolMessag
                 yield message, found
 
 
+def before_calls(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
+    """What stands before the AI message that proposes the calls."""
+    return _split(messages)[0]
+
+
+def name_words(name: str) -> list[str]:
+    """The words of a tool's name, case folded: `close_issue` and `closeIssue` have two."""
+    return _WORD.findall(_NAME_PARTS.sub(" ", name).casefold())
+
+
 def _split(messages: Sequence[BaseMessage]) -> tuple[Sequence[BaseMessage], Sequence[BaseMessage]]:
     """What stands before the AI message that proposes the calls, and that message (none in a history without one)."""
     end = next((i for i in range(len(messages) - 1, -1, -1) if isinstance(messages[i], AIMessage)), len(messages))
@@ -173,9 +183,8 @@ def _origins(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], ca
 
 def _evidence(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> CallEvidence:
     origins = _origins(before, proposing, call)
-    name = _NAME_PARTS.sub(" ", call.name)
-    parts = _WORD.findall(name.casefold())
-    words = words_of(name).union(*(words_of(value) for _, value in leaves(call.args)))
+    parts = name_words(call.name)
+    words = words_of(" ".join(parts)).union(*(words_of(value) for _, value in leaves(call.args)))
     said = [message_text(m) for m in before if is_human(m)]
     user, found = _nearest(words, said), None
     results = [m for m in before if isinstance(m, ToolMessage) and not is_refusal(m)]
@@ -199,13 +208,13 @@ def _mention(result: ToolMessage, before: Sequence[BaseMessage], said: Sequence[
         return "", ""
     values = [value for _, value in leaves(call["args"]) if is_telling(value)]
     if not call["args"]:
-        values = [part for part in _WORD.findall(_NAME_PARTS.sub(" ", call["name"])) if words_of(part)]
-    wanted = [_folded(value) for value in values]
+        values = [part for part in name_words(call["name"]) if words_of(part)]
+    wanted = [fold(value) for value in values]
     best, most = ("", ""), 0
     for text in said:
         for sentence, _ in sentences(text):
-            folded = _folded(sentence)
-            held = [value for value, each in zip(values, wanted, strict=True) if _holds(folded, each)]
+            folded = fold(sentence)
+            held = [value for value, each in zip(values, wanted, strict=True) if holds(folded, each)]
             if held and len(held) >= most:
                 best, most = (one_line(held[0]), one_line(sentence)), len(held)
     return best
@@ -231,11 +240,11 @@ def is_telling(value: str) -> bool:
 def _origin(path: str, value: str, before: Sequence[BaseMessage], proposing: Sequence[BaseMessage]) -> Origin:
     # What the agent says beside the call, without the call itself.
     messages = (*before, *(AIMessage(message_text(message)) for message in proposing[:1]))
-    wanted, first, said = _folded(value), None, False
+    wanted, first, said = fold(value), None, False
     for message in messages:
         if is_refusal(message) or (first is not None and not is_human(message)):
             continue
-        if _holds(_folded(message_text(message)), wanted) or _proposed(message, value):
+        if holds(fold(message_text(message)), wanted) or _proposed(message, value):
             first = first or message
             if is_human(message):
                 said = True
@@ -265,7 +274,8 @@ def _numbers(text: str) -> frozenset[float]:
     return frozenset(float(found.replace(",", "")) for found in _NUMBER.findall(text))
 
 
-def _holds(text: str, wanted: str) -> bool:
+def holds(text: str, wanted: str) -> bool:
+    """Whether a folded text holds a folded value: as whole words, or a number however it is written."""
     if _NUMBER.fullmatch(wanted) and float(wanted.replace(",", "")) in _numbers(text):
         return True
     start = text.find(wanted)
@@ -281,7 +291,8 @@ def _holds(text: str, wanted: str) -> bool:
 
 
 @lru_cache(maxsize=512)
-def _folded(text: str) -> str:
+def fold(text: str) -> str:
+    """A text without case, and with single spaces."""
     return " ".join(text.casefold().split())
 
 

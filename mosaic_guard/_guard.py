@@ -18,6 +18,8 @@ from mosaic_guard._decision import Decision, Source, Step, Verdict
 from mosaic_guard._digest import messages_digest
 from mosaic_guard._errors import GuardWarning
 from mosaic_guard._evidence import explain, gather_evidence
+from mosaic_guard._evidence_model import EvidenceModel
+from mosaic_guard._evidence_numbers import evidence_numbers
 from mosaic_guard._policy import Policy
 from mosaic_guard._transcript import (
     JudgedStep,
@@ -93,7 +95,7 @@ class Guard:
     Args:
         model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the guard that
             comes with the package (SmolLM2-135M-Instruct with an adapter, run in this process), which brings its own defaults
-            for `threshold`, `check`, `plan` and `limits`.
+            for `threshold`, `check`, `plan`, `limits` and `evidence_model`.
         policy: Rules that are evaluated before the model: a `Policy`, or the path of a file that holds one.
         threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1]. Default 0.5.
         ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].
@@ -110,6 +112,8 @@ class Guard:
             it. None for no limit. A synchronous call then runs in a thread of its own; a model that does not look at
             `Prompt.deadline` goes on there, unheard.
         limits: Sizes in tokens: `Limits`, or those of its fields that are not the defaults.
+        evidence_model: What weighs the model's probability with the call's evidence read as numbers: an `EvidenceModel`, or
+            the text of one, as manifests hold it; empty for none. It is not used where `sample` is set.
 
     Raises:
         MissingExtraError: If the model needs packages that are not installed.
@@ -133,6 +137,7 @@ class Guard:
         on_error: Literal["refuse", "ask", "act"] = "refuse",
         timeout: float | None = None,
         limits: Limits | Mapping[str, int] | None = None,
+        evidence_model: EvidenceModel | str | None = None,
     ) -> None:
         own: Mapping[str, Any] = {}
         if model is None:
@@ -141,6 +146,7 @@ class Guard:
         check = own.get("check", "adaptive") if check is None else check
         plan = own.get("plan", "written") if plan is None else plan
         limits = own.get("limits") if limits is None else limits
+        evidence_model = own.get("evidence_model") if evidence_model is None else evidence_model
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is a probability in (0, 1], not {threshold!r}")
         if ask_threshold is not None and not 0 < ask_threshold <= threshold:
@@ -168,6 +174,9 @@ class Guard:
         self.on_error = on_error
         self.timeout = timeout
         self.limits = limits if isinstance(limits, Limits) else Limits(**limits or {})
+        if isinstance(evidence_model, str):
+            evidence_model = EvidenceModel.from_text(evidence_model) if evidence_model else None
+        self.evidence_model = evidence_model
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] = "default", **options: Any) -> Guard:
@@ -192,6 +201,7 @@ class Guard:
             "limits": asdict(self.limits),
             "threshold": self.threshold,
             "sample": self.sample,
+            "evidence_model": self.evidence_model.to_text() if self.evidence_model else "",
         }
 
     def plan(self, step: Step, history: Sequence[JudgedStep] = (), *, key: str = "") -> Plan:
@@ -338,14 +348,23 @@ class _Checking:
             raise ValueError(f"the model decided call {index + 1} out of order")
         if not (math.isfinite(p_refuse) and 0 <= p_refuse <= 1):
             raise ValueError(f"the model's probability of refusal is {p_refuse!r}")
-        verdict, source = self._choose(index, float(p_refuse))
+        weighed = self._weighed(index, float(p_refuse))
+        verdict, source = self._choose(index, weighed, _own(p_refuse))
         reason = self._reason(index, verdict) if source != "policy" else self._rules[index].reason  # type: ignore[union-attr]
-        self._decisions[index] = Decision(index, verdict, reason, float(p_refuse), source)
+        self._decisions[index] = Decision(index, verdict, reason, weighed, source)
         if verdict == "ask":  # a person decides, later: the transcript says what the model itself would have
             return _own(p_refuse), "sampled"
         return verdict, "sampled" if source == "model" else "overridden"
 
-    def _choose(self, index: int, p_refuse: float) -> tuple[Verdict, Source]:
+    def _weighed(self, index: int, p_refuse: float) -> float:
+        """The probability of refusal that decides."""
+        weigher = self._guard.evidence_model
+        if weigher is None or self._guard.sample:
+            return p_refuse
+        call, evidence = self._step.calls[index], self._step.evidence[index]
+        return weigher.weigh(p_refuse, evidence_numbers(self._step.messages, call, evidence))
+
+    def _choose(self, index: int, p_refuse: float, own: Verdict) -> tuple[Verdict, Source]:
         rule = self._rules[index]
         if rule is not None:
             return rule.verdict, "policy"
@@ -359,7 +378,7 @@ class _Checking:
         verdict: Verdict = "refuse" if p_refuse >= self._guard.threshold else "act"
         if verdict == "act" and self._guard.ask_threshold is not None and p_refuse >= self._guard.ask_threshold:
             return "ask", "threshold"
-        return verdict, "model" if verdict == _own(p_refuse) else "threshold"
+        return verdict, "model" if verdict == own else "threshold"
 
     def _reason(self, index: int, verdict: Verdict) -> str:
         return "" if verdict == "act" else explain(self._step.calls[index], self._step.evidence[index])

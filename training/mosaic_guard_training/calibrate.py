@@ -1,8 +1,9 @@
 """The threshold of a trained guard: so low that a stated share of harmless calls is refused, on work that it never saw.
 
-    python -m mosaic_guard_training.calibrate --guard DIR --traces LESSONS --rate 0.01
+    python -m mosaic_guard_training.calibrate --guard DIR --traces LESSONS --rate 0.01 [--learn OTHER-LESSONS]
 
-LESSONS are lessons (`lessons.py`) of tasks held out from training. The threshold, and what it does on them, is written into the
+LESSONS are lessons (`lessons.py`) of tasks held out from training. With `--learn` an evidence model is fitted first
+(`evidence_fit.py`), and the threshold is that of both together. What is found, and what it does on LESSONS, is written into the
 guard's manifest: `Guard.load(DIR)` then uses it.
 """
 
@@ -11,17 +12,22 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mosaic_guard._errors import ModelLoadError
 from mosaic_guard._trace import TraceError, read_traces
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.evaluation.labelled import ScoredCall, auc, score_traces, stopped, threshold_at
 from mosaic_guard_training.evaluation.metrics import Rate
+from mosaic_guard_training.evidence_fit import fit_evidence, numbers_of, weighed_beside
 from mosaic_guard_training.options import check_ranges, parse, setting
 from mosaic_guard_training.outputs import data_digest, trace_files, write_json
+
+if TYPE_CHECKING:
+    from mosaic_guard._evidence_model import EvidenceModel
+    from mosaic_guard._trace import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +38,14 @@ class CalibrationSettings:
         ValueError: If a number is outside its range.
     """
 
-    guard: Path = setting("directory that training wrote a guard to; its manifest gets the threshold")
+    guard: Path = setting("directory that training wrote a guard to; its manifest gets what is found")
     traces: Path = setting("lessons of tasks that it was not trained on")
     rate: float = setting("share of the harmless calls that may be refused", default=0.01, low=0.0, high=0.5)
     without: tuple[str, ...] = setting("leave out the lessons whose ids begin like one of these", default=())
+    learn: Path | None = setting(
+        "fit an evidence model on these lessons, such as those that the guard was trained on; default: it gets none",
+        default=None,
+    )
     device: str | None = setting("where the model runs; default: a GPU where there is one", default=None)
 
     def __post_init__(self) -> None:
@@ -77,6 +87,7 @@ def calibrate(settings: CalibrationSettings) -> dict[str, Any]:
 
     Raises:
         TrainingError: If there is no guard, or no lesson with a harmless call.
+        MissingExtraError: If scikit-learn is not installed and an evidence model is wanted.
         TraceError: For a bad trace.
         ModelLoadError: If the guard cannot be loaded.
     """
@@ -87,22 +98,45 @@ def calibrate(settings: CalibrationSettings) -> dict[str, Any]:
 
     try:
         manifest = read_manifest(settings.guard)
-        read = read_traces(settings.traces)
-        trajectories = [each for each in read if not each.id.startswith(tuple(settings.without))]
+        trajectories = read_traces(settings.traces)
+        learnt = read_traces(settings.learn) if settings.learn else []
     except (FileNotFoundError, ValueError) as error:
         raise TrainingError(str(error)) from error
     model = LocalGuardModel(manifest.base_model, adapter=manifest.adapter, device=settings.device, cache_tokens=0)
     shown = track(trajectories, "scoring", disable=not sys.stderr.isatty())
+    calls, weigher = list(score_traces(shown, model)), None
+    if settings.learn:
+        weigher, calls = _with_evidence(learnt, trajectories, calls)
     try:
-        found = calibration(list(score_traces(shown, model)), settings.rate)
+        ordinary = [call for call in calls if not call.trajectory.startswith(tuple(settings.without))]
+        found = calibration(ordinary, settings.rate)
     except ValueError as error:
         raise TrainingError(f"{str(settings.traces)!r}: {error}") from error
     file = settings.guard / "manifest.json"
     record = json.loads(file.read_text(encoding="utf-8"))
-    record["guard_options"] = {**(record.get("guard_options") or {}), "threshold": found["threshold"]}
-    record["calibration"] = {**found, "without": [*settings.without], "data": data_digest(trace_files(settings.traces))}
+    options = {**(record.get("guard_options") or {}), "threshold": found["threshold"]}
+    options.pop("evidence_model", None)
+    record["guard_options"] = {**options, **({"evidence_model": weigher.to_text()} if weigher else {})}
+    record["calibration"] = {
+        **found,
+        "without": [*settings.without],
+        "data": data_digest(trace_files(settings.traces)),
+        "learnt": data_digest(trace_files(settings.learn)) if settings.learn else None,
+    }
     write_json(file, record)
     return found
+
+
+def _with_evidence(
+    learnt: Sequence[Trajectory], held_out: Sequence[Trajectory], calls: Sequence[ScoredCall]
+) -> tuple[EvidenceModel, list[ScoredCall]]:
+    """An evidence model, and the calls with the probabilities that both together give."""
+    numbers = numbers_of(held_out)
+    read = [numbers[call.trajectory, call.step, call.call] for call in calls]
+    weigher = weighed_beside(fit_evidence(learnt), calls, read)
+    return weigher, [
+        replace(call, p_refuse=weigher.weigh(call.p_refuse, each)) for call, each in zip(calls, read, strict=True)
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@
     lessons    both, as traces in which the guard says what it should
     sft        training on the former
     suites     training goes on with lessons of AgentDojo's suites, and some of the former once more
-    calibrate  the threshold, from the lessons held back
+    calibrate  an evidence model, from the former alone, and the threshold of both, from the lessons held back
     release    the guard in the form in which it ships, in OUTPUT/shipped
 
 The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage). A guard that
@@ -147,18 +147,19 @@ def _suites(settings: ReproduceSettings) -> int:
 def _calibrate(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.calibrate import main
 
-    traces = settings.output / "lessons-dev"
+    traces, learn = settings.output / "lessons-dev", settings.output / "lessons-train"
     if Output(settings.guard).manifest.exists():
         known = json.loads(Output(settings.guard).manifest.read_text(encoding="utf-8"))
         recipe = yaml.safe_load((settings.settings / "calibrate.yaml").read_text(encoding="utf-8"))
         wanted = {
             "data": data_digest(trace_files(traces)),
+            "learnt": data_digest(trace_files(learn)),
             "rate": recipe["rate"],
             "without": recipe.get("without", []),
         }
         if all(known.get("calibration", {}).get(key) == value for key, value in wanted.items()):
             return 0
-    where = ["--guard", str(settings.guard), "--traces", str(traces)]
+    where = ["--guard", str(settings.guard), "--traces", str(traces), "--learn", str(learn)]
     return main(["--recipe", str(settings.settings / "calibrate.yaml"), *where])
 
 
