@@ -37,9 +37,9 @@ def _lines(report: AllReport) -> Iterator[str]:
     settings, steps = report.settings, report.steps
     guard = next(iter(steps.weights))
     yield from ("# Benchmarks", "")
-    yield f"Written by `{_command(report)}`, weights `{steps.weights[guard][:12]}`. The recipe of the"
-    yield "guard that ships trains on none of these sets; a guard of another recipe may. Every rate stands beside its opposite:"
-    yield "a guard that refuses everything stops all."
+    yield f"Written by `{_command(report)}`, weights `{steps.weights[guard][:12]}`. Which of these"
+    yield "sets a guard has learnt from, its model card says. Every rate stands beside its opposite: a guard that refuses everything"
+    yield "stops all."
     yield from ("", "| set | what it is | harmful calls | harmless calls |", "|---|---|---:|---:|")
     for name, each in report.benchmarks.items():
         row = _row(report, name, ALL)
