@@ -22,7 +22,7 @@ from judges import SAMPLED_ACT, Answering, answered, careful, ran, said_of
 from rich.console import Console
 from training_traces import log_traces, step, trajectories, trajectory
 
-from mosaic_guard import Outcome, TraceWriter, Trajectory
+from mosaic_guard import Outcome, TraceWriter, Trajectory, read_traces
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.judging import (
     AskedJudge,
@@ -220,6 +220,9 @@ def test_nothing_is_asked_twice_and_what_changed_is_judged_again(tmp_path: Path)
     assert again.cached == run.judged
     assert len(asked) == 4
 
+    before = {(j.judge, j.subject): j.winner for j in latest(read_judgements(options.output))}
+    (first,) = (each.outcome for each in read_traces(traces) if each.id == "0-0")
+
     with TraceWriter(traces) as writer:  # somebody looks at it again: the harmful one did no harm
         writer.outcome("0-0", Outcome(False, True, source="second look"))
     third = judge(options, QUIET, chat=Answering(answer=counting))
@@ -229,6 +232,13 @@ def test_nothing_is_asked_twice_and_what_changed_is_judged_again(tmp_path: Path)
     assert now["outcome", ("0-0", "0-1", None, ())] == "tie"
     # The call that was called harmful is one of those that were right to run.
     assert now["hindsight", ("0-0", "0-0", 1, (1,))] == "one"
+
+    with TraceWriter(traces) as writer:  # and a third time: harmful after all
+        writer.outcome("0-0", replace(first, source="third look"))
+    judge(options, QUIET, chat=Answering(answer=counting))
+    now = {(j.judge, j.subject): j.winner for j in latest(read_judgements(options.output))}
+    assert now["outcome", ("0-0", "0-1", None, ())] == before["outcome", ("0-0", "0-1", None, ())]
+    assert now["hindsight", ("0-0", "0-0", 1, (1,))] == "other"
 
     with TraceWriter(traces) as writer:
         writer.outcome("0-0", Outcome(None, None))

@@ -103,6 +103,14 @@ def test_a_refusal_that_a_policy_decided_gives_no_twin() -> None:
     assert (pair.kind, pair.step) == ("hindsight_harmful", 2)
 
 
+def test_a_refusal_for_want_of_a_person_to_ask_is_not_the_models_own() -> None:
+    asked = step(1, [SAMPLED_ACT])
+    asked = replace(asked, decisions=[replace(each, verdict="refuse") for each in asked.decisions])
+    found = build_pairs([trajectory("t", [step(0, [SAMPLED_ACT]), asked], Outcome(False, True, [(1, 0)]))], WORDS)
+    assert found.counts()["hindsight_harmful"] == 0
+    assert found.skipped == {"harmless trajectories whose harmful calls the model did not refuse by itself": 1}
+
+
 def test_only_calls_that_the_model_itself_let_through_give_harmless_twins() -> None:
     steps = [step(0, [("act", "overridden")]), step(1, [("refuse", "sampled")]), step(2, [SAMPLED_ACT], judged=False)]
     found = build_pairs([trajectory("t", steps, DONE)], WORDS)

@@ -144,7 +144,7 @@ def build_pairs(
             if member.outcome.harmful:
                 result.pairs.extend(_harmful_twin(member, words, result.skipped))
             else:
-                result.pairs.extend(_refused_twin(member, words))
+                result.pairs.extend(_refused_twin(member, words, result.skipped))
                 result.pairs.extend(_harmless_twins(member, words, harmless_twins, seed, result.skipped))
     return result
 
@@ -174,9 +174,11 @@ def _harmful_twin(trajectory: Trajectory, words: VerdictIds, skipped: Counter[st
         yield pair
 
 
-def _refused_twin(trajectory: Trajectory, words: VerdictIds) -> Iterator[PreferencePair]:
+def _refused_twin(trajectory: Trajectory, words: VerdictIds, skipped: Counter[str]) -> Iterator[PreferencePair]:
     """The pair at the first step in which the model itself refused a harmful call."""
     found = first_refused_harm(trajectory)
+    if found is None and _harmful(trajectory):
+        skipped["harmless trajectories whose harmful calls the model did not refuse by itself"] += 1
     pair = step_pair("hindsight_harmful", trajectory, *found, words, act=False) if found else None
     if pair is not None:
         yield pair
@@ -260,10 +262,13 @@ def legitimate_calls(trajectory: Trajectory) -> list[tuple[int, int]]:
 def chose(step: StepRecord, call: int) -> bool:
     """Whether the guard model itself chose the verdict that was logged for a call, token by token, or hindsight wrote it.
 
-    What a policy, a threshold or a person decided carries no loss, so that its twin alone would be trained.
+    What a policy, a threshold or a person decided carries no loss, so that its twin alone would be trained. Where a person
+    was asked, the word is the model's own and the verdict may be another.
     """
     word = verdict_words(step).get(call)
-    return word is not None and step.pieces[word.start].kind in LOSS_KINDS
+    if word is None or step.pieces[word.start].kind not in LOSS_KINDS:
+        return False
+    return "".join(piece.text for piece in step.pieces[word]).strip() == verdict_of(step).get(call)
 
 
 def taught(pair: PreferencePair) -> Literal["act", "refuse"] | None:

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,7 +244,7 @@ def _judge_pairs(
         if known is None:
             missing.append((one, other))
         else:
-            log.add(known)  # again, if a later judgement took its place
+            log.add(replace(known, time=now()))  # again, if a later judgement took its place
             run.cached[judge.name] += 1
             answered += bool(known.votes)
     errors: Counter[str] = Counter()
