@@ -6,6 +6,7 @@ Computed before the model speaks, linear in the length of the history. Evidence 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -293,12 +294,17 @@ def holds(text: str, wanted: str) -> bool:
 @lru_cache(maxsize=512)
 def fold(text: str) -> str:
     """A text without case, and with single spaces."""
-    return " ".join(text.casefold().split())
+    return " ".join(_visible(text).casefold().split())
 
 
 def words_of(text: str) -> frozenset[str]:
     """The telling words of a text, case folded."""
-    return frozenset(w for w in _WORD.findall(text.casefold()) if len(w) > 1 and w not in _STOP)
+    return frozenset(w for w in _WORD.findall(_visible(text).casefold()) if len(w) > 1 and w not in _STOP)
+
+
+def _visible(text: str) -> str:
+    """A text without characters that nobody sees, such as zero-width spaces: they would hide where a value comes from."""
+    return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 @lru_cache(maxsize=256)
@@ -320,11 +326,13 @@ def reads_as_instruction(text: str, verbs: frozenset[str] = frozenset()) -> bool
         text: The passage.
         verbs: What it may begin with to be a command, beside the usual verbs: the first word of a tool's name.
     """
-    if _INSTRUCTION.search(text) is not None:
-        return True
+    return _INSTRUCTION.search(text) is not None or first_word(text) in verbs
+
+
+def first_word(text: str) -> str:
+    """The word that a passage opens with, case folded; empty for a label, such as "Order: 17"."""
     first = _WORD.search(text)
-    # "Order: 17" is a label.
-    return first is not None and first[0].casefold() in verbs and not text.startswith(":", first.end())
+    return "" if first is None or text.startswith(":", first.end()) else first[0].casefold()
 
 
 class _Nearest(NamedTuple):

@@ -3,9 +3,9 @@
     logit P(refuse) = weight · logit p + bias + out · tanh(hidden · (x - mean) / scale + hidden_bias)
 
 with p the guard model's own probability of refusal and x the call's `evidence_numbers`. `python -m
-mosaic_guard_training.calibrate --learn` fits it. It weighs the model's word and never stands alone: of a call that no
-evidence speaks about, what is left is the model's probability, calibrated. A guard that samples roll-outs to train on asks
-the model alone, for the model is what is trained.
+mosaic_guard_training.calibrate --learn` fits it. It weighs the model's word and never stands alone: what it adds is bounded, so
+that of a call which the model is sure of its word holds. Each number can only speak in its direction (`DIRECTIONS`). A guard
+that samples roll-outs to train on asks the model alone, for the model is what is trained.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from mosaic_guard._evidence_numbers import NAMES
+from mosaic_guard._evidence_numbers import DIRECTIONS, EITHER, NAMES
 
-_FAR = 4.0
+FAR = 4.0
 """Standard deviations from the mean that count: numbers beyond what it was fitted on tell no more."""
-_CERTAIN = 50.0
-"""The most that a logit can say."""
+MOST = 4.0
+"""The most that evidence adds to the logit, or takes from it."""
 _SURE = 1e-6
 """The guard model's probabilities are taken from [this, 1 - this]."""
 
@@ -33,14 +33,14 @@ class EvidenceModel:
         names: What the numbers are; N names.
         mean: Their means where it was fitted; N numbers.
         scale: Their standard deviations there, above 0; N numbers.
-        hidden: H rows of N weights.
+        hidden: H rows of N weights, none against its number's direction.
         hidden_bias: H numbers.
-        out: H weights.
-        weight: Of the guard model's logit, at least 0.
+        out: H weights, none below 0.
+        weight: Of the guard model's logit, above 0.
         bias: Added in any case.
 
     Raises:
-        ValueError: If it was fitted on other numbers than this version computes, or its shapes do not fit.
+        ValueError: If it was fitted on other numbers than this version computes, or is not such a network.
     """
 
     names: tuple[str, ...]
@@ -58,31 +58,39 @@ class EvidenceModel:
                 "this evidence model reads other numbers than this version computes: fit it again with "
                 "python -m mosaic_guard_training.calibrate --learn"
             )
-        rows, columns = len(self.hidden), len(self.names)
-        shapes = (len(self.mean), len(self.scale), *map(len, self.hidden)), (len(self.hidden_bias), len(self.out))
-        if set(shapes[0]) != {columns} or set(shapes[1]) != {rows} or min(self.scale) <= 0 or self.weight < 0:
+        columns, rows = (
+            {len(self.mean), len(self.scale), *map(len, self.hidden)},
+            {len(self.hidden_bias), len(self.out)},
+        )
+        every = [*self.mean, *self.scale, *self.hidden_bias, *self.out, self.weight, self.bias, *sum(self.hidden, ())]
+        if columns != {len(NAMES)} or rows != {len(self.hidden)} or not all(map(math.isfinite, every)):
             raise ValueError("these are not the weights of an evidence model")
+        signs = [DIRECTIONS[name] for name in self.names]
+        turned = any(sign != EITHER and sign * w < 0 for row in self.hidden for sign, w in zip(signs, row, strict=True))
+        if turned or min(self.out, default=0) < 0 or min(self.scale) <= 0 or self.weight <= 0:
+            raise ValueError("these weights are no evidence model's: some have the wrong sign")
 
     def logit(self, numbers: Sequence[float]) -> float:
-        """What the numbers of a call speak for: above 0 for refusing it, below for letting it run.
+        """What the numbers of a call speak for, in [-`MOST`, `MOST`]: above 0 for refusing it, below for letting it run.
 
         Args:
             numbers: `evidence_numbers` of the call.
         """
         near = [
-            max(-_FAR, min(_FAR, (x - mean) / scale))
+            max(-FAR, min(FAR, (x - mean) / scale))
             for x, mean, scale in zip(numbers, self.mean, self.scale, strict=True)
         ]
         units = (
             math.tanh(bias + sum(w * x for w, x in zip(row, near, strict=True)))
             for row, bias in zip(self.hidden, self.hidden_bias, strict=True)
         )
-        return sum(w * unit for w, unit in zip(self.out, units, strict=True))
+        return max(-MOST, min(MOST, sum(w * unit for w, unit in zip(self.out, units, strict=True))))
 
     def weigh(self, p_refuse: float, numbers: Sequence[float]) -> float:
         """The probability of refusal in [0, 1], given the guard model's own and the numbers of the call."""
         whole = self.weight * logit(p_refuse) + self.bias + self.logit(numbers)
-        return 1 / (1 + math.exp(-max(-_CERTAIN, min(_CERTAIN, whole))))
+        # One of the two forms never overflows.
+        return 1 / (1 + math.exp(-whole)) if whole > 0 else 1 - 1 / (1 + math.exp(whole))
 
     def to_text(self) -> str:
         """The form that manifests and traces hold: JSON on one line."""
@@ -100,9 +108,10 @@ class EvidenceModel:
             mean, scale, bias, out = (tuple(map(float, record[key])) for key in ("mean", "scale", "hidden_bias", "out"))
             hidden = tuple(tuple(map(float, row)) for row in record["hidden"])
             ends = float(record["weight"]), float(record["bias"])
-            return cls(tuple(map(str, record["names"])), mean, scale, hidden, bias, out, *ends)
-        except (KeyError, TypeError) as error:
+            names = tuple(map(str, record["names"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not an evidence model: {error!r}") from error
+        return cls(names, mean, scale, hidden, bias, out, *ends)
 
 
 def logit(p: float) -> float:

@@ -1,4 +1,4 @@
-"""The guard: policy, then model, then threshold; a step in, one decision per call out. A guard that fails refuses."""
+"""The guard: policy, then model and evidence, then threshold; a step in, a decision per call out. One that fails refuses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mosaic_guard._deadline import Deadline, GuardTimeoutError
@@ -20,6 +21,7 @@ from mosaic_guard._errors import GuardWarning
 from mosaic_guard._evidence import explain, gather_evidence
 from mosaic_guard._evidence_model import EvidenceModel
 from mosaic_guard._evidence_numbers import evidence_numbers
+from mosaic_guard._final_answer import FINAL
 from mosaic_guard._policy import Policy
 from mosaic_guard._transcript import (
     JudgedStep,
@@ -97,7 +99,7 @@ class Guard:
             comes with the package (SmolLM2-135M-Instruct with an adapter, run in this process), which brings its own defaults
             for `threshold`, `check`, `plan`, `limits` and `evidence_model`.
         policy: Rules that are evaluated before the model: a `Policy`, or the path of a file that holds one.
-        threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1]. Default 0.5.
+        threshold: A call is refused where the probability of refusal reaches it. In (0, 1]. Default 0.5.
         ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].
             Default: nobody is asked.
         check: Whether the safety block is the model's choice (`adaptive`, the default), always there, or never.
@@ -120,7 +122,8 @@ class Guard:
         ModelLoadError: If the model cannot be loaded.
         FileNotFoundError: If there is no such policy file.
         PolicyError: If the policy's file cannot be read, or says something that can never match.
-        ValueError: For a threshold outside (0, 1], a timeout that is not positive or an unknown option.
+        ValueError: For a threshold outside (0, 1], a timeout that is not positive, an unknown option or an evidence model that
+            this version cannot read.
     """
 
     def __init__(
@@ -163,6 +166,14 @@ class Guard:
             raise ValueError(f"on_error is 'refuse', 'ask' or 'act', not {on_error!r}")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout is a number of seconds above 0, or None, not {timeout!r}")
+        # Before a model is loaded.
+        if isinstance(evidence_model, str):
+            evidence_model = EvidenceModel.from_text(evidence_model) if evidence_model else None
+        if not isinstance(evidence_model, (EvidenceModel, NoneType)):
+            raise TypeError(
+                f"evidence_model is an EvidenceModel or the text of one, not {type(evidence_model).__name__}"
+            )
+        self.evidence_model = evidence_model
         self.model = _model(model)
         self.policy = Policy.load(policy) if isinstance(policy, (str, os.PathLike)) else policy or Policy()
         self.threshold = threshold
@@ -174,9 +185,6 @@ class Guard:
         self.on_error = on_error
         self.timeout = timeout
         self.limits = limits if isinstance(limits, Limits) else Limits(**limits or {})
-        if isinstance(evidence_model, str):
-            evidence_model = EvidenceModel.from_text(evidence_model) if evidence_model else None
-        self.evidence_model = evidence_model
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] = "default", **options: Any) -> Guard:
@@ -188,6 +196,7 @@ class Guard:
 
         Raises:
             FileNotFoundError: If the directory holds no guard.
+            ValueError: If its manifest cannot be read, or its evidence model is of another version.
         """
         model, own = _named(path)
         return cls(model, **{**own, **options})
@@ -323,6 +332,11 @@ class _Checking:
             # Where no model is asked nothing reads it, and it costs a search through the whole history.
             if plan.planned is not None and not step.evidence:
                 self._step = replace(step, evidence=gather_evidence(step.messages, step.calls))
+        # Before a model that others wait for is held.
+        self._numbers: list[tuple[float, ...] | None] = [None] * len(step.calls)
+        with self.failure():
+            if plan.planned is not None and guard.evidence_model and not guard.sample:
+                self._numbers = [self._read(index) for index in range(len(step.calls))]
 
     @property
     def failed(self) -> bool:
@@ -358,11 +372,15 @@ class _Checking:
 
     def _weighed(self, index: int, p_refuse: float) -> float:
         """The probability of refusal that decides."""
-        weigher = self._guard.evidence_model
-        if weigher is None or self._guard.sample:
-            return p_refuse
-        call, evidence = self._step.calls[index], self._step.evidence[index]
-        return weigher.weigh(p_refuse, evidence_numbers(self._step.messages, call, evidence))
+        weigher, numbers = self._guard.evidence_model, self._numbers[index]
+        return p_refuse if weigher is None or numbers is None else weigher.weigh(p_refuse, numbers)
+
+    def _read(self, index: int) -> tuple[float, ...] | None:
+        """What an evidence model reads of a call; None of one that a rule decides, and of an answer: no tool runs there."""
+        call = self._step.calls[index]
+        if self._rules[index] is not None or call.name == FINAL:
+            return None
+        return evidence_numbers(self._step.messages, call, self._step.evidence[index])
 
     def _choose(self, index: int, p_refuse: float, own: Verdict) -> tuple[Verdict, Source]:
         rule = self._rules[index]

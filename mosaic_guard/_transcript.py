@@ -35,7 +35,8 @@ class Piece:
 
     Attributes:
         kind: `context` (system prompt; user, tool and agent text; the chat template), `forced` (the grammar), `sampled`
-            (the guard model's own choice), `overridden` (a policy or threshold decided), `target` (a training target).
+            (the guard model's own choice), `overridden` (a policy, evidence or a
+            threshold decided), `target` (a training target).
         text: What the ids say.
         ids: Token ids of the guard model's tokenizer; empty for models whose tokens are not known.
         logprobs: Natural log-probability of each id under the sampling distribution; empty unless sampled.

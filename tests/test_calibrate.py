@@ -113,8 +113,9 @@ def test_an_evidence_model_is_fitted_beside_the_threshold_and_goes_where_the_gua
 ) -> None:
     lessons(base, tmp_path, [task(number) for number in range(4)], plan="computed", check="never", plan_tokens=9)
     traces, guard, shipped = tmp_path / "traces", tmp_path / "guard", tmp_path / "shipped"
-    few = ["--epochs", "1", "--lora-rank", "2", "--min-pairs", "1", "--batch-size", "1"]
-    assert train(["--method", "sft", "--traces", str(traces), "--output", str(guard), *few]) == 0
+    # Until its word is worth something.
+    much = ["--epochs", "12", "--lora-rank", "8", "--min-pairs", "1", "--batch-size", "1", "--learning-rate", "2e-2"]
+    assert train(["--method", "sft", "--traces", str(traces), "--output", str(guard), *much]) == 0
     asked = ["--guard", str(guard), "--traces", str(traces), "--rate", "0.34"]
     assert calibrate([*asked, "--learn", str(traces)]) == 0
     assert release(["--guard", str(guard), "--output", str(shipped)]) == 0

@@ -26,7 +26,6 @@ from mosaic_guard_training.options import check_ranges, parse, setting
 from mosaic_guard_training.outputs import data_digest, trace_files, write_json
 
 if TYPE_CHECKING:
-    from mosaic_guard._evidence_model import EvidenceModel
     from mosaic_guard._trace import Trajectory
 
 
@@ -41,7 +40,10 @@ class CalibrationSettings:
     guard: Path = setting("directory that training wrote a guard to; its manifest gets what is found")
     traces: Path = setting("lessons of tasks that it was not trained on")
     rate: float = setting("share of the harmless calls that may be refused", default=0.01, low=0.0, high=0.5)
-    without: tuple[str, ...] = setting("leave out the lessons whose ids begin like one of these", default=())
+    without: tuple[str, ...] = setting(
+        "leave lessons whose ids begin like one of these out of the threshold; an evidence model is weighed on all",
+        default=(),
+    )
     learn: Path | None = setting(
         "fit an evidence model on these lessons, such as those that the guard was trained on; default: it gets none",
         default=None,
@@ -83,7 +85,7 @@ def calibrate(settings: CalibrationSettings) -> dict[str, Any]:
     """Score the held-out calls and write the threshold into the guard's manifest.
 
     Returns:
-        What `calibration` found.
+        What `calibration` found; `evidence` says whether the guard has an evidence model.
 
     Raises:
         TrainingError: If there is no guard, or no lesson with a harmless call.
@@ -103,13 +105,23 @@ def calibrate(settings: CalibrationSettings) -> dict[str, Any]:
     except (FileNotFoundError, ValueError) as error:
         raise TrainingError(str(error)) from error
     model = LocalGuardModel(manifest.base_model, adapter=manifest.adapter, device=settings.device, cache_tokens=0)
+    # What can fail at once does so before the long part.
+    network = fit_evidence(learnt) if settings.learn else None
+    if network is None:
+        trajectories = _ordinary(trajectories, settings)
     shown = track(trajectories, "scoring", disable=not sys.stderr.isatty())
     calls, weigher = list(score_traces(shown, model)), None
-    if settings.learn:
-        weigher, calls = _with_evidence(learnt, trajectories, calls)
+    if network is not None:
+        numbers = numbers_of(trajectories)
+        read = [numbers[call.trajectory, call.step, call.call] for call in calls]
+        weigher = weighed_beside(network, calls, read)
+        calls = [
+            replace(call, p_refuse=weigher.weigh(call.p_refuse, each) if weigher else call.p_refuse)
+            for call, each in zip(calls, read, strict=True)
+        ]
+    kept = {each.id for each in _ordinary(trajectories, settings)}
     try:
-        ordinary = [call for call in calls if not call.trajectory.startswith(tuple(settings.without))]
-        found = calibration(ordinary, settings.rate)
+        found = calibration([call for call in calls if call.trajectory in kept], settings.rate)
     except ValueError as error:
         raise TrainingError(f"{str(settings.traces)!r}: {error}") from error
     file = settings.guard / "manifest.json"
@@ -124,19 +136,11 @@ def calibrate(settings: CalibrationSettings) -> dict[str, Any]:
         "learnt": data_digest(trace_files(settings.learn)) if settings.learn else None,
     }
     write_json(file, record)
-    return found
+    return {**found, "evidence": weigher is not None}
 
 
-def _with_evidence(
-    learnt: Sequence[Trajectory], held_out: Sequence[Trajectory], calls: Sequence[ScoredCall]
-) -> tuple[EvidenceModel, list[ScoredCall]]:
-    """An evidence model, and the calls with the probabilities that both together give."""
-    numbers = numbers_of(held_out)
-    read = [numbers[call.trajectory, call.step, call.call] for call in calls]
-    weigher = weighed_beside(fit_evidence(learnt), calls, read)
-    return weigher, [
-        replace(call, p_refuse=weigher.weigh(call.p_refuse, each)) for call, each in zip(calls, read, strict=True)
-    ]
+def _ordinary(trajectories: Sequence[Trajectory], settings: CalibrationSettings) -> list[Trajectory]:
+    return [each for each in trajectories if not each.id.startswith(tuple(settings.without))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,6 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     harmful, harmless = found["harmful_refused"], found["harmless_refused"]
+    if not found["evidence"]:
+        why = "its own word is no better than none: train it further" if settings.learn else "--learn LESSONS fits one"
+        print(f"the guard has no evidence model: {why}")
     print(
         f"threshold {found['threshold']}: {harmful['k']} of {harmful['n']} harmful calls refused, "
         f"{harmless['k']} of {harmless['n']} harmless ones"

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import yaml
 
+from mosaic_guard import EvidenceModel
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.options import parse, setting
 from mosaic_guard_training.outputs import Output, data_digest, trace_files
@@ -157,10 +158,20 @@ def _calibrate(settings: ReproduceSettings) -> int:
             "rate": recipe["rate"],
             "without": recipe.get("without", []),
         }
-        if all(known.get("calibration", {}).get(key) == value for key, value in wanted.items()):
+        if all(known.get("calibration", {}).get(key) == value for key, value in wanted.items()) and _readable(known):
             return 0
     where = ["--guard", str(settings.guard), "--traces", str(traces), "--learn", str(learn)]
     return main(["--recipe", str(settings.settings / "calibrate.yaml"), *where])
+
+
+def _readable(manifest: Mapping[str, Any]) -> bool:
+    """Whether the evidence model in a manifest, if there is one, is of this version."""
+    try:
+        if text := manifest["guard_options"].get("evidence_model"):
+            EvidenceModel.from_text(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _release(settings: ReproduceSettings) -> int:

@@ -38,8 +38,8 @@ def _lines(report: AllReport) -> Iterator[str]:
     guard = next(iter(steps.weights))
     yield from ("# Benchmarks", "")
     yield f"Written by `{_command(report)}`, weights `{steps.weights[guard][:12]}`. Which of these"
-    yield "sets a guard has learnt from, its model card says. Every rate stands beside its opposite: a guard that refuses everything"
-    yield "stops all."
+    yield "sets a guard has learnt from, its model card says. Every rate stands beside its opposite: a guard that refuses"
+    yield "everything stops all."
     yield from ("", "| set | what it is | harmful calls | harmless calls |", "|---|---|---:|---:|")
     for name, each in report.benchmarks.items():
         row = _row(report, name, ALL)

@@ -1,7 +1,7 @@
 """The sets of labelled calls that every guard is measured on.
 
-Of these the recipe of the guard that ships learns from AgentDojo's two suites alone, under other attacks than are measured for the
-most part. What it does on a suite that it has not seen is measured on guards that leave one out (`reproduce --suites`).
+Of these the recipe of the guard that ships learns from AgentDojo's two suites alone, for the most part under other attacks than
+are measured. What it does on a suite that it has not seen is measured on guards that leave one out (`reproduce --suites`).
 
 Each is written as lessons (`lessons.py`) in the mode of the guard that is measured, so that it reads what it reads at work.
 Those of public data need `--data`, as `sources/` does; AgentDojo's suites need the extra `agentdojo` alone. `travel` and
