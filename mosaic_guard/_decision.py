@@ -22,8 +22,8 @@ Verdict = Literal["act", "refuse", "ask"]
 """What becomes of a call: it runs, it is answered with a reason, or a person decides."""
 
 Source = Literal["model", "policy", "threshold", "error", "limit", "imported"]
-"""Who decided: the guard model itself, a policy rule, a threshold or evidence other than the model's own choice, a failure, or the limit of
-refusals in a row; nobody, where the call ran in a conversation that was imported."""
+"""Who decided: the guard model itself, a policy rule, a threshold or evidence other than the model's own choice, a failure,
+or the limit of refusals in a row; nobody, where the call ran in a conversation that was imported."""
 
 
 def canonical_json(value: Any) -> str:
