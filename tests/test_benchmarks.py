@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from collecting import task
 from test_evaluation_steps import benign
+from toolemu_files import write_toolemu
 from typer.testing import CliRunner
 
 from mosaic_guard import Guard, ScriptedGuardModel, TraceWriter
@@ -128,6 +129,30 @@ def test_one_command_measures_all_and_writes_the_page(
     again = CliRunner().invoke(app, asked)
     assert again.exit_code == 0, again.output
     assert (page / "README.md").read_text() == said
+
+
+@pytest.mark.model
+def test_trajectories_of_toolemu_are_ranked_whole(
+    guard: Path, small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_toolemu(tmp_path / "data" / "toolemu")
+    splits = tmp_path / "splits.json"
+    sides = {f"case_{n}": "test" if n > 4 else "train" for n in range(8)}
+    splits.write_text(json.dumps({"sources": {"toolemu": {"cases": sides}}}))
+    monkeypatch.setattr(command, "SPLITS", splits)
+    asked = ["evaluate", "all", "--guard", str(guard), "--data", str(tmp_path / "data"), "--pairs", "0"]
+    asked += ["--output", str(tmp_path / "runs"), "--page", str(tmp_path / "page")]
+    first = CliRunner().invoke(app, asked)
+    assert first.exit_code == 0, first.output
+    said = (tmp_path / "page" / "README.md").read_text()
+    assert "12 pairs of trajectories of 3 cases" in said
+    assert f"| {guard} |" in said
+    record = json.loads((tmp_path / "page" / "benchmarks.json").read_text())["toolemu"]
+    assert set(record["accuracies"]) == {str(guard), "untrained", "number of steps"}
+    # Again: nobody asks a model.
+    monkeypatch.delattr(ScoredGuard, "load")
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    assert (tmp_path / "page" / "README.md").read_text() == said
 
 
 @pytest.mark.model
