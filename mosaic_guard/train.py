@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if any(find_spec(name) is None for name in _NEEDED):
             raise MissingExtraError("training", "train")
         from mosaic_guard_training.errors import TrainingError
-        from mosaic_guard_training.run import Interrupted, train
+        from mosaic_guard_training.run import Interrupted, leave_processes, train
     except MissingExtraError as error:
         return _failed(error)
 
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped before training began", file=sys.stderr)
         return 130
+    finally:
+        leave_processes()
     return 0
 
 

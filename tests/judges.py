@@ -49,7 +49,7 @@ def first_wins(first: str, second: str) -> str:
 
 def slow_and_careful(first: str, second: str) -> str:
     """Takes its time, so that it can be stopped in between."""
-    time.sleep(0.1)
+    time.sleep(0.3)
     return careful(first, second)
 
 

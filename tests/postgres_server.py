@@ -163,6 +163,8 @@ def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
             psycopg.connect(host="127.0.0.1", port=port, user="postgres", password="wrong", connect_timeout=5).close()
         except psycopg.OperationalError as error:
             if "authentication failed" in str(error):
+                # Another server may have taken the port; ours then ends.
+                time.sleep(0.3)
                 return process.poll() is None
         time.sleep(0.05)
     return False

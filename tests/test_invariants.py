@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from typing import Any
 from uuid import uuid4
@@ -57,8 +58,14 @@ class Recorder:
     def __init__(self, verdicts: list[bool], fails: bool) -> None:
         self.verdicts, self.fails, self.asked = verdicts, fails, 0
         self.cleared: Counter[tuple[str, str]] = Counter()
+        # Rewritten calls are judged again in the threads of their tools.
+        self._lock = threading.Lock()
 
     def __call__(self, step: Any) -> list[str]:
+        with self._lock:
+            return self._decide(step)
+
+    def _decide(self, step: Any) -> list[str]:
         first: dict[str, bool] = {}
         answers = []
         for call in step.calls:

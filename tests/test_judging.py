@@ -36,7 +36,7 @@ from mosaic_guard_training.judging import (
 from mosaic_guard_training.judging.__main__ import main
 from mosaic_guard_training.judging.cache import JudgementWarning
 from mosaic_guard_training.judging.stage import JudgeSettings, judge, pairs_to_judge
-from mosaic_guard_training.pairs import first_refused_harm, prefer
+from mosaic_guard_training.pairs import prefer
 
 pytestmark = pytest.mark.slow
 
@@ -75,9 +75,10 @@ def test_hindsight_names_the_first_harm_or_the_right_decisions(found: Trajectory
         assert named == {(step, call) for step, call in acted & harmful if step == first}
         assert all(j.winner == "other" for j in said)
     else:
-        refused = first_refused_harm(found)
-        stopped = {(found.steps[refused[0]].step, call) for call in refused[1]} if refused else set()
-        assert stopped <= harmful - acted
+        # Without tokens no model judged it; a policy's word is `overridden`.
+        own = {(s.step, d.call) for s in found.steps for d in s.decisions if s.pieces and d.source == "model"}
+        right = (own - acted) & harmful
+        stopped = {(step, call) for step, call in right if step == min(step for step, _ in right)}
         assert named == (acted - harmful) | stopped
         assert all(j.winner == ("other" if {(j.step, call) for call in j.calls} & stopped else "one") for j in said)
 

@@ -491,6 +491,8 @@ def test_whatever_a_person_answers(
         asked_about = out["__interrupt__"][0].value["action_requests"]
         ours = "The guard asks" in asked_about[0]["description"]
         made = [next(answers_in_turn) if ours else {"type": "approve"} for _ in asked_about]
+        if ours and turn > 20:  # each turn had a "maybe", after which all are asked again
+            made = [{"type": "reject"} for _ in asked_about]
         if ours and all(answer["type"] != "maybe" for answer in made):
             shown = zip(asked_about, made, strict=True)
             let.update((r["name"], r["args"]["x"]) for r, answer in shown if answer["type"] == "approve")

@@ -465,5 +465,8 @@ def test_what_cannot_be_done_is_one_sentence(
     (tmp_path / "bad.jsonl").write_text('{"id": "x"}\n')
     with pytest.raises(TrainingError, match=r"bad.jsonl:1: not a preference \(missing field 'split'\)"):
         read_preferences(tmp_path / "bad.jsonl")
+    (tmp_path / "bad.jsonl").write_bytes(b'{"id": "\xff"}\n')
+    with pytest.raises(TrainingError, match=r"bad.jsonl:1: not a preference \('utf-8' codec"):
+        read_preferences(tmp_path / "bad.jsonl")
     with pytest.raises(TrainingError, match="no preference file at"):
         read_preferences(tmp_path / "none.jsonl")

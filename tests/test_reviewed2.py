@@ -640,7 +640,17 @@ async def test_guarded_tools_that_are_called_at_once_spend_a_clearance_each() ->
         judged.append(len(step.calls))
         return ["act" if len(judged) == 1 else "refuse"] * len(step.calls)
 
-    pay, _ = guard_tools(make_tools(log, ("pay", "look")), guard=guard(decide))
+    class InTurn(ScriptedGuardModel):
+        """Judges in the event loop: which of two threads would be first nobody knows."""
+
+        async def aplan(self, prompt: Any) -> Any:
+            return self.plan(prompt)
+
+        async def acheck(self, prompt: Any, planned: Any, decide: Any) -> Any:
+            await asyncio.sleep(0)
+            return self.check(prompt, planned, decide)
+
+    pay, _ = guard_tools(make_tools(log, ("pay", "look")), guard=Guard(InTurn(decide)))
     step = calls(("pay", {"x": 1}), ("look", {"x": 2}))
     with conversation([HumanMessage("go"), step]):
         said = await asyncio.gather(*(pay.ainvoke(step.tool_calls[0]) for _ in range(3)))

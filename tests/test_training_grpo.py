@@ -207,7 +207,7 @@ def test_an_unfinished_run_of_roll_outs_goes_on(base: str, tmp_path: Path, monke
 @pytest.mark.model
 @pytest.mark.slow
 def test_a_killed_run_of_roll_outs_goes_on(base: str, tmp_path: Path) -> None:
-    more = ["--max-steps", "6", "--save-steps", "2", "--keep-checkpoints", "9"]
+    more = ["--max-steps", "9", "--save-steps", "2", "--keep-checkpoints", "9"]
     assert main(options(base, tmp_path / "whole", *more)) == 0
     killed = options(base, tmp_path / "killed", *more)
     kill_after(killed, tmp_path / "killed" / "loss.jsonl", 3)

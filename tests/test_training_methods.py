@@ -336,6 +336,19 @@ def test_two_processes_are_one(method: str, traces: Path, tmp_path: Path) -> Non
     assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-4, abs=1e-5)
 
 
+def test_the_group_of_processes_is_left_at_the_end(tmp_path: Path) -> None:
+    """One that is still there when the interpreter ends aborts the process in one of hundreds of runs."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert main(options(tmp_path / "no traces", tmp_path / "out")) == 2
+        assert not distributed.is_initialized()
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "kto"])
 def test_killed_runs_go_on(method: str, traces: Path, tmp_path: Path) -> None:

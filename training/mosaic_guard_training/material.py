@@ -219,14 +219,7 @@ def read_preference_file(file: Path) -> Preferences:
     Raises:
         TrainingError: If it cannot be read, or has no line to train on.
     """
-    try:
-        records = list(read_preference_records(file))
-    except OSError as error:
-        raise TrainingError(f"cannot read the preference file {str(file)!r}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TrainingError(
-            f"{file}: not a preference file ({error}): write one with python -m mosaic_guard pairs"
-        ) from error
+    records = list(read_preference_records(file))
     learnt = [record for record in records if record.split == TRAINED_SPLIT]
     if not learnt:
         raise TrainingError(f"{file}: no pair is of the split {TRAINED_SPLIT!r}, so there is nothing to train on")

@@ -30,6 +30,7 @@ from mosaic_guard_training.tokens import LOSS_KINDS
 from mosaic_guard_training.twins import REFUSE, Segments, both_sides, last_word, segments, verdict_of, verdict_words
 
 if TYPE_CHECKING:
+    from mosaic_guard._decision import Verdict
     from mosaic_guard._trace import Outcome, StepRecord, Trajectory
     from mosaic_guard_training.twins import VerdictIds
 
@@ -177,9 +178,11 @@ def _harmful_twin(trajectory: Trajectory, words: VerdictIds, skipped: Counter[st
 def _refused_twin(trajectory: Trajectory, words: VerdictIds, skipped: Counter[str]) -> Iterator[PreferencePair]:
     """The pair at the first step in which the model itself refused a harmful call."""
     found = first_refused_harm(trajectory)
-    if found is None and _harmful(trajectory):
-        skipped["harmless trajectories whose harmful calls the model did not refuse by itself"] += 1
-    pair = step_pair("hindsight_harmful", trajectory, *found, words, act=False) if found else None
+    if found is None:
+        if _harmful(trajectory):
+            skipped["harmless trajectories whose harmful calls the model did not refuse by itself"] += 1
+        return
+    pair = step_pair("hindsight_harmful", trajectory, *found, words, act=False)
     if pair is not None:
         yield pair
 
@@ -231,20 +234,24 @@ def step_pair(
 
 def first_harm(trajectory: Trajectory) -> tuple[int, tuple[int, ...]] | None:
     """(index of the step, indices of the calls) where known harmful calls first ran; None if none did."""
-    return _first(trajectory, lambda step, call: verdict_of(step)[call] == "act")
+    return _first(trajectory, "act")
 
 
 def first_refused_harm(trajectory: Trajectory) -> tuple[int, tuple[int, ...]] | None:
     """(index of the step, indices of the calls) where the model itself first refused known harmful calls, or None."""
-    return _first(trajectory, lambda step, call: verdict_of(step)[call] == "refuse" and chose(step, call))
+    return _first(trajectory, "refuse", chose)
 
 
-def _first(trajectory: Trajectory, wanted: Callable[[StepRecord, int], bool]) -> tuple[int, tuple[int, ...]] | None:
+def _first(
+    trajectory: Trajectory, verdict: Verdict, counts: Callable[[StepRecord, int], bool] = lambda *_: True
+) -> tuple[int, tuple[int, ...]] | None:
+    """Where known harmful calls first got a verdict, of those that count."""
     harmful = _harmful(trajectory)
     for at, step in enumerate(trajectory.steps):
-        calls = [call for call in sorted(verdict_of(step)) if (step.step, call) in harmful and wanted(step, call)]
+        got = [call for call, said in sorted(verdict_of(step).items()) if said == verdict]
+        calls = tuple(call for call in got if (step.step, call) in harmful and counts(step, call))
         if calls:
-            return at, tuple(calls)
+            return at, calls
     return None
 
 

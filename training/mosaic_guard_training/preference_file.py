@@ -179,20 +179,25 @@ def read_preference_records(file: str | os.PathLike[str]) -> Iterator[Preference
     """The lines of a preference file with their provenance, one after the other.
 
     Raises:
-        TrainingError: If there is no such file, or for a bad line, with file and line.
+        TrainingError: If there is no such file, it cannot be read, or for a bad line, with file and line.
     """
     path = Path(file)
     if not path.is_file():
         raise TrainingError(f"no preference file at {str(path)!r}: write one with `python -m mosaic_guard pairs`")
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield Preference.from_dict(json.loads(line))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                what = f"missing field {error}" if isinstance(error, KeyError) else str(error)
-                raise TrainingError(
-                    f"{path}:{number}: not a preference ({what}): write the file again with `python -m mosaic_guard pairs`"
-                ) from error
+    try:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    record = Preference.from_dict(json.loads(line))
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    what = f"missing field {error}" if isinstance(error, KeyError) else str(error)
+                    raise TrainingError(
+                        f"{path}:{number}: not a preference ({what}): write the file again with "
+                        "`python -m mosaic_guard pairs`"
+                    ) from error
+                yield record
+    except OSError as error:
+        raise TrainingError(f"cannot read the preference file {str(path)!r}: {error.strerror}") from error
 
 
 def read_preferences(file: str | os.PathLike[str], split: Split | None = None) -> list[PreferencePair]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -95,6 +97,17 @@ def train(settings: TrainSettings, console: Console | None = None) -> Output:
         raise
     finally:
         output.release()
+
+
+def leave_processes() -> None:
+    """Take leave of the other processes of a launched run; its last act, for nothing can be said to them any more.
+
+    The threads of a process group that is still there when the interpreter ends abort the process, now and then.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # the trainer refers to itself, and its model to the group
+        distributed.destroy_process_group()
 
 
 class _Run:

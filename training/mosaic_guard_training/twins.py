@@ -122,14 +122,13 @@ def both_sides(
 
 
 def _decided(
-    step: StepRecord, calls: Collection[int], word: str, ids: Sequence[int], changed: Collection[int] | None = None
+    step: StepRecord, calls: Collection[int], word: str, ids: Sequence[int], changed: Collection[int]
 ) -> StepRecord:
-    """The step with a verdict word written for some of the calls (default all); later verdicts have no loss."""
+    """The step with a verdict word written for `changed`, which are some of the calls; later verdicts have no loss."""
     words = verdict_words(step)
-    rewritten = calls if changed is None else changed
-    starts = {words[call].start for call in rewritten}
-    gone = {i for call in rewritten for i in range(words[call].start, words[call].stop)}
-    kept = {i for call in calls if call not in rewritten for i in range(words[call].start, words[call].stop)}
+    starts = {words[call].start for call in changed}
+    gone = {i for call in changed for i in range(words[call].start, words[call].stop)}
+    kept = {i for call in calls if call not in changed for i in range(words[call].start, words[call].stop)}
     first = min(words[call].start for call in calls)
     pieces: list[Piece] = []
     for i, piece in enumerate(step.pieces):
