@@ -5,13 +5,13 @@
     tasks      a mixture of the sources, of the training side and of the one held back for development
     lessons    both, as traces in which the guard says what it should
     sft        training on the former
-    suites     training goes on with lessons of AgentDojo's suites, and some of the former once more
+    suites     where some are named: training goes on with lessons of AgentDojo's suites, and some of the former once more
     calibrate  an evidence model, from the former alone, and the threshold of both, from the lessons held back
     release    the guard in the form in which it ships, in OUTPUT/shipped
 
-The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage). A guard that
-is to be measured on a suite must not learn from it: `--suites workspace` leaves `banking` out, and what is made of that
-guard stands in OUTPUT beside the other, with the suite's name at its end.
+The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage). The guard that
+ships has learnt from no suite of AgentDojo, so that all of them measure it. `--suites workspace` makes another, which `banking`
+measures, from the same SFT; what is made of it stands in OUTPUT beside the first, with the suite's name at its end.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ReproduceSettings:
         "the one stage to run; the stages before it must be there", default="all"
     )
     suites: str = setting(
-        "AgentDojo's suites that are learnt from last, separated by commas; 'none' for none", default=",".join(SUITES)
+        "AgentDojo's suites that are learnt from last, separated by commas; 'none' for none", default="none"
     )
     settings: Path = setting("directory with the stages' settings", default=RECIPE)
 
@@ -68,9 +68,8 @@ class ReproduceSettings:
         return [] if self.suites.strip() == "none" else list(named)
 
     def place(self, name: str) -> Path:
-        """Where what comes of the suites goes; a guard that has not learnt from all of them has their names at its end."""
-        fewer = [] if set(self.learnt) == set(SUITES) else self.learnt or ["none"]
-        return self.output / "-".join([name, *sorted(fewer)])
+        """Where something goes that the suites have a part in: their names are at its end."""
+        return self.output / "-".join([name, *sorted(self.learnt)])
 
     @property
     def guard(self) -> Path:

@@ -163,6 +163,7 @@ def _grpo(made: dict[str, Any], common: dict[str, Any], settings: TrainSettings,
         **common,
         num_generations=settings.rollouts,
         beta=settings.kl,
+        scale_rewards=settings.scale_rewards,
         reward_weights=[weight for _, weight in rewards(settings)],
         log_completions=False,
     )
