@@ -1,11 +1,12 @@
 """A small network that reads evidence as numbers, beside the guard model, which reads it as text.
 
-    logit P(refuse) = weight · logit p + bias + out · tanh(hidden · (x - mean) / scale + hidden_bias)
+    logit P(refuse) = weight · logit p + bias + max(0, out · tanh(hidden · (x - mean) / scale + hidden_bias))
 
 with p the guard model's own probability of refusal and x the call's `evidence_numbers`. `python -m
-mosaic_guard_training.calibrate --learn` fits it. It weighs the model's word and never stands alone: what it adds is bounded, so
-that of a call which the model is sure of its word holds. Each number can only speak in its direction (`DIRECTIONS`). A guard
-that samples roll-outs to train on asks the model alone, for the model is what is trained.
+mosaic_guard_training.calibrate --learn` fits it. It speaks against calls and clears none: that a person asked for a call makes
+it neither harmless nor wise, and nobody gains by making evidence look good. It weighs the model's word and never stands alone:
+what it adds is bounded, so that of a call which the model is sure of its word holds. Each number can only speak in its
+direction (`DIRECTIONS`). A guard that samples roll-outs to train on asks the model alone, for the model is what is trained.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mosaic_guard._evidence_numbers import DIRECTIONS, EITHER, NAMES
 FAR = 4.0
 """Standard deviations from the mean that count: numbers beyond what it was fitted on tell no more."""
 MOST = 4.0
-"""The most that evidence adds to the logit, or takes from it."""
+"""The most that evidence adds to the logit."""
 _SURE = 1e-6
 """The guard model's probabilities are taken from [this, 1 - this]."""
 
@@ -71,7 +72,7 @@ class EvidenceModel:
             raise ValueError("these weights are no evidence model's: some have the wrong sign")
 
     def logit(self, numbers: Sequence[float]) -> float:
-        """What the numbers of a call speak for, in [-`MOST`, `MOST`]: above 0 for refusing it, below for letting it run.
+        """How strongly the numbers of a call speak against it, in [0, `MOST`].
 
         Args:
             numbers: `evidence_numbers` of the call.
@@ -84,7 +85,7 @@ class EvidenceModel:
             math.tanh(bias + sum(w * x for w, x in zip(row, near, strict=True)))
             for row, bias in zip(self.hidden, self.hidden_bias, strict=True)
         )
-        return max(-MOST, min(MOST, sum(w * unit for w, unit in zip(self.out, units, strict=True))))
+        return max(0.0, min(MOST, sum(w * unit for w, unit in zip(self.out, units, strict=True))))
 
     def weigh(self, p_refuse: float, numbers: Sequence[float]) -> float:
         """The probability of refusal in [0, 1], given the guard model's own and the numbers of the call."""

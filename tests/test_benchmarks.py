@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mosaic_guard import Guard, ScriptedGuardModel, TraceWriter
 from mosaic_guard.__main__ import app
 from mosaic_guard_training.evaluation import evaluate_all as command
 from mosaic_guard_training.evaluation.benchmarks import Benchmark, benchmarks
+from mosaic_guard_training.evaluation.evaluate_all import runs_place
 from mosaic_guard_training.evaluation.self_check import SelfCheck
 from mosaic_guard_training.evaluation.step_scores import ScoredGuard
 from mosaic_guard_training.rollout import play
@@ -95,6 +97,13 @@ def test_what_a_mail_wants_in_its_summary_is_harmful_there() -> None:
 def test_suites_that_are_held_out_are_no_default() -> None:
     assert {each.suite for each in benchmarks().values()} == {"workspace", "banking", None}
     assert benchmarks(["travel"])["agentdojo-travel"].suite == "travel"
+
+
+def test_whole_runs_of_a_guard_that_is_another_now_stand_apart(tmp_path: Path) -> None:
+    model = ScriptedGuardModel()
+    before, same, after = (Guard(model, threshold=each) for each in (0.5, 0.5, 0.7))
+    place = partial(runs_place, tmp_path, "banking", "direct")
+    assert place({"mine": before}) == place({"mine": same}) != place({"mine": after})
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from mosaic_guard.models.local import LocalGuardModel
 from mosaic_guard.train import main as train
 from mosaic_guard_training.calibrate import calibration
 from mosaic_guard_training.calibrate import main as calibrate
+from mosaic_guard_training.evaluation import step_scores
 from mosaic_guard_training.evaluation.labelled import ScoredCall, auc, score_traces, stopped, threshold_at
 from mosaic_guard_training.evaluation.step_calls import read_set
 from mosaic_guard_training.evaluation.step_scores import ScoredGuard, guard_scores
@@ -45,9 +46,16 @@ def test_the_threshold_keeps_the_rate_and_could_not_be_lower(calls: list[ScoredC
 
 
 def test_a_guard_that_is_sure_of_too_much_cannot_be_calibrated() -> None:
+    calls = [scored(False, 1.0), scored(False, 0.5)]
     with pytest.raises(ValueError, match="--rate"):
-        calibration([scored(False, 1.0), scored(False, 0.5)], 0.1)
-    assert calibration([scored(False, 1.0), scored(False, 0.5)], 0.5)["threshold"] == 0.5001
+        calibration(calls, calls, 0.1)
+    assert calibration(calls, calls, 0.5)["threshold"] == 0.5001
+
+
+def test_the_threshold_is_that_of_ordinary_work() -> None:
+    found = calibration([scored(True, 0.6), scored(False, 0.7)], [scored(False, 0.2), scored(False, 0.4)], 0.5)
+    assert found["threshold"] == pytest.approx(0.2, abs=1e-3)
+    assert [found[key]["k"] for key in ("harmful_refused", "harmless_refused", "benign_refused")] == [1, 1, 1]
 
 
 @given(some_calls)
@@ -93,10 +101,18 @@ def test_a_guard_is_trained_calibrated_released_and_then_the_default(
     assert "holds more than a guard (module.py)" in capsys.readouterr().err
     record = json.loads((shipped / "manifest.json").read_text())
     assert record["calibration"]["harmless_refused"]["n"] == 6
-    few_left = [*asked, "--without", "test/1", "test/2"]
-    assert calibrate(few_left) == 0
+    (tmp_path / "ordinary").mkdir()
+    lessons(base, tmp_path / "ordinary", [task(9)], plan="computed", check="never", plan_tokens=9)
+    scored, score = list[str](), step_scores.score_traces
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            step_scores, "score_traces", lambda them, model: scored.extend(t.id for t in them) or score(them, model)
+        )
+        assert calibrate([*asked, "--benign", str(tmp_path / "ordinary" / "traces")]) == 0
     again = json.loads((guard / "manifest.json").read_text())["calibration"]
-    assert (again["harmless_refused"]["n"], again["without"]) == (2, ["test/1", "test/2"])
+    assert (again["harmless_refused"]["n"], again["benign_refused"]["n"]) == (6, 2)
+    assert again["data"] == record["calibration"]["data"] != again["benign"]
+    assert scored == ["test/9"]  # the others' scores were kept
     assert record["guard_options"]["plan"] == "computed"
     monkeypatch.setattr(manifest, "SHIPPED", shipped)
     default = Guard()

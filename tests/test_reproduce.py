@@ -36,6 +36,7 @@ def test_the_recipe_makes_a_guard_and_makes_nothing_twice(tmp_path: Path, capsys
         (recipe / f"{name}.yaml").write_text(yaml.safe_dump(content))
     write_tasks(output / "train.jsonl", [task(number) for number in range(3)])
     write_tasks(output / "dev.jsonl", [task(number) for number in range(3, 5)])
+    write_tasks(output / "benign.jsonl", [task(number) for number in range(5, 7)])
     command = ["--data", str(tmp_path), "--output", str(output), "--settings", str(recipe)]
     assert main(command) == 0
     trained = (output / "guard" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
@@ -67,6 +68,7 @@ def test_training_goes_on_with_some_suites_and_the_others_stay_unseen(tmp_path: 
         (recipe / f"{name}.yaml").write_text(yaml.safe_dump(content))
     write_tasks(output / "train.jsonl", [task(number) for number in range(3)])
     write_tasks(output / "dev.jsonl", [task(number) for number in range(3, 5)])
+    write_tasks(output / "benign.jsonl", [task(number) for number in range(5, 7)])
     command = ["--data", str(tmp_path), "--output", str(output), "--settings", str(recipe), "--suites", "banking"]
     assert main(command) == 0
     assert len(list((output / "lessons-suites-banking").glob("*.jsonl"))) == 5

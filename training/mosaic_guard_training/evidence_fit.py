@@ -1,7 +1,10 @@
 """Fitting an `EvidenceModel`: what it reads from the lessons that the guard learnt from, what it weighs from those held out.
 
 The network learns from evidence alone, so it may read the lessons that the guard model was trained on. How much its word
-weighs beside the model's must come of other lessons: on its own the model is surer than it deserves.
+weighs beside the model's must come of other lessons: on its own the model is surer than it deserves. Each gets the weight that
+makes it a calibrated probability alone, and only their sum is fitted then. Fitted together, the model's word takes nearly all:
+lessons held out are still of the same making, and on work of another making evidence holds better. That was seen on AgentDojo's
+`workspace` and `banking`, the suites to develop on.
 """
 
 from __future__ import annotations
@@ -27,11 +30,6 @@ DECAY = 30.0
 """Weight of the squares of its weights: it is to hold on work unlike the lessons. On those held out 10 to 100 did alike."""
 NARROWEST = 0.01
 """The least standard deviation that a number is divided by."""
-
-
-def numbers_of(trajectories: Iterable[Trajectory]) -> dict[tuple[str, int, int], tuple[float, ...]]:
-    """(trajectory, step, call) to `evidence_numbers`, of each call that carries a label."""
-    return {call.key: call.evidence for call in labelled_calls(trajectories)}
 
 
 def fit_evidence(trajectories: Iterable[Trajectory], *, seed: int = 0) -> EvidenceModel:
@@ -79,7 +77,8 @@ def weighed_beside(
         numbers: `evidence_numbers` of each.
 
     Returns:
-        None where the guard model's word is no better than none: evidence alone gives no verdict.
+        None where the guard model's word is no better than none: evidence alone gives no verdict. Evidence that is no better
+        than none weighs nothing.
 
     Raises:
         TrainingError: If all calls are harmful, or none is.
@@ -90,15 +89,17 @@ def weighed_beside(
     if len(set(harmful)) < 2:
         raise TrainingError("an evidence model is weighed on harmful and harmless calls: name lessons that have both")
     own, evidence = [logit(call.p_refuse) for call in calls], [model.logit(each) for each in numbers]
-    both = LogisticRegression().fit([*zip(own, evidence, strict=True)], harmful)
-    (weight, louder), (bias,) = both.coef_[0], both.intercept_
-    if louder < 0:
-        alone = LogisticRegression().fit([[each] for each in own], harmful)
-        ((weight,),), louder, (bias,) = alone.coef_, 0.0, alone.intercept_
+
+    def fit(logits: Sequence[float]) -> tuple[float, float]:
+        found = LogisticRegression().fit([[each] for each in logits], harmful)
+        return float(found.coef_[0][0]), float(found.intercept_[0])
+
+    weight, louder = fit(own)[0], max(fit(evidence)[0], 0.0)
     if weight <= 0:
         return None
-    out = _rounded(louder * each for each in model.out)
-    return replace(model, out=out, weight=round(float(weight), 4), bias=round(float(bias), 4))
+    again, bias = fit([weight * one + louder * other for one, other in zip(own, evidence, strict=True)])
+    out = _rounded(again * louder * each for each in model.out)
+    return replace(model, out=out, weight=round(again * weight, 4), bias=round(bias, 4))
 
 
 def _fitted(read: Any, harmful: Any, seed: int) -> tuple[Any, Any, Any]:

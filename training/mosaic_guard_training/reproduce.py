@@ -2,11 +2,12 @@
 
     python -m mosaic_guard_training.reproduce --data DIR --output runs/guard [--stage sft]
 
-    tasks      a mixture of the sources, of the training side and of the one held back for development
-    lessons    both, as traces in which the guard says what it should
+    tasks      a mixture of the sources, of the training side and of the one held back for development; ordinary work (BFCL's
+               conversations)
+    lessons    all three, as traces in which the guard says what it should
     sft        training on the former
     suites     where some are named: training goes on with lessons of AgentDojo's suites, and some of the former once more
-    calibrate  an evidence model, from the former alone, and the threshold of both, from the lessons held back
+    calibrate  an evidence model, weighed on the lessons held back, and the threshold of both, from ordinary work
     release    the guard in the form in which it ships, in OUTPUT/shipped
 
 The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage). The guard that
@@ -30,10 +31,13 @@ import yaml
 from mosaic_guard import EvidenceModel
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.options import parse, setting
-from mosaic_guard_training.outputs import Output, data_digest, trace_files
+from mosaic_guard_training.outputs import Output, trace_files
 
 RECIPE = Path(__file__).parent / "recipes" / "guard"
 SIDES = ("train", "dev")
+BENIGN = "benign"
+"""Names the tasks and the lessons of ordinary work that the threshold is taken from."""
+
 SUITES = ("workspace", "banking")
 """AgentDojo's suites that may be learnt from."""
 
@@ -89,13 +93,16 @@ def _tasks(settings: ReproduceSettings) -> int:
             code := main(["mixture", "--data", str(settings.data), "--split", side, *counted, "--output", str(file)])
         ):
             return code
-    return 0
+    file = settings.output / f"{BENIGN}.jsonl"
+    if file.exists():
+        return 0
+    return main(["bfcl_conversations", "--data", str(settings.data), "--output", str(file)])
 
 
 def _lessons(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.lessons import main
 
-    for side in SIDES:
+    for side in (*SIDES, BENIGN):
         where = [
             "--tasks",
             str(settings.output / f"{side}.jsonl"),
@@ -145,22 +152,23 @@ def _suites(settings: ReproduceSettings) -> int:
 
 
 def _calibrate(settings: ReproduceSettings) -> int:
-    from mosaic_guard_training.calibrate import main
+    from mosaic_guard_training.calibrate import CalibrationSettings, main, read_from
+    from mosaic_guard_training.options import read_recipe
 
-    traces, learn = settings.output / "lessons-dev", settings.output / "lessons-train"
+    lessons = {
+        "traces": settings.output / "lessons-dev",
+        "benign": settings.output / f"lessons-{BENIGN}",
+        "learn": settings.output / "lessons-train",
+    }
+    recipe = settings.settings / "calibrate.yaml"
     if Output(settings.guard).manifest.exists():
         known = json.loads(Output(settings.guard).manifest.read_text(encoding="utf-8"))
-        recipe = yaml.safe_load((settings.settings / "calibrate.yaml").read_text(encoding="utf-8"))
-        wanted = {
-            "data": data_digest(trace_files(traces)),
-            "learnt": data_digest(trace_files(learn)),
-            "rate": recipe["rate"],
-            "without": recipe.get("without", []),
-        }
+        asked = CalibrationSettings(guard=settings.guard, **lessons, **read_recipe(CalibrationSettings, recipe))
+        wanted = {"rate": asked.rate, **read_from(asked)}
         if all(known.get("calibration", {}).get(key) == value for key, value in wanted.items()) and _readable(known):
             return 0
-    where = ["--guard", str(settings.guard), "--traces", str(traces), "--learn", str(learn)]
-    return main(["--recipe", str(settings.settings / "calibrate.yaml"), *where])
+    where = [part for key, path in lessons.items() for part in (f"--{key}", str(path))]
+    return main(["--recipe", str(recipe), "--guard", str(settings.guard), *where])
 
 
 def _readable(manifest: Mapping[str, Any]) -> bool:

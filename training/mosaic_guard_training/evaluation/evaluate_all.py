@@ -206,16 +206,27 @@ def _toolemu(settings: AllSettings, say: Callable[[str], None]) -> Ranking | Non
     untuned = next(iter(guards.values())).untuned()
     found: dict[str, Accuracy] = {}
     for name, guard in (guards | {untuned.name: untuned}).items():
-        key = hashlib.sha256(json.dumps([guard.weights, dict(guard.options)], sort_keys=True).encode()).hexdigest()[:16]
-        file = settings.output / "toolemu" / f"{key}.jsonl"
-        found[name] = accuracy(highest(partial(_lets_all_act, guard), list(sides.values()), file, say), pairs)
+        lenient = _lets_all_act(guard)
+        read = json.dumps([lenient.weights, dict(lenient.options)], sort_keys=True)
+        file = settings.output / "toolemu" / f"{hashlib.sha256(read.encode()).hexdigest()[:16]}.jsonl"
+        found[name] = accuracy(highest(partial(_loaded, lenient), list(sides.values()), file, say), pairs)
     found["number of steps"] = accuracy({key: len(side.steps) for key, side in sides.items()}, pairs)
     return Ranking(len(pairs), len({pair[0].task for pair in pairs}), found)
 
 
-def _lets_all_act(guard: ScoredGuard) -> Guard:
+def _lets_all_act(guard: ScoredGuard) -> ScoredGuard:
     """The guard with threshold 1: what happened does not change, and neither does what it reads of it."""
-    return replace(guard, options={**guard.options, "threshold": 1.0}).load(cached=True)[1]
+    return replace(guard, options={**guard.options, "threshold": 1.0})
+
+
+def _loaded(guard: ScoredGuard) -> Guard:
+    return guard.load(cached=True)[1]
+
+
+def runs_place(output: Path, suite: str, attack: str, guards: Mapping[str, Guard]) -> Path:
+    """Where whole runs are kept: those of a guard that was trained anew under the same name stand apart."""
+    told = json.dumps({name: guard.describe() for name, guard in guards.items()}, sort_keys=True, default=repr)
+    return output / "runs" / f"{suite}-{attack}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def _runs(settings: AllSettings, progress: bool, say: Callable[[str], None]) -> Iterator[WholeRuns]:
@@ -227,5 +238,5 @@ def _runs(settings: AllSettings, progress: bool, say: Callable[[str], None]) -> 
         for name, text in ATTACKS.items():
             say(f"{suite}, whole runs, attacked with {name}")
             asked = Settings((suite,), attack=text, limit=settings.pairs, seed=settings.seed)
-            evaluation = Evaluation(asked, guards, settings.output / "runs" / f"{suite}-{name}")
+            evaluation = Evaluation(asked, guards, runs_place(settings.output, suite, name, guards))
             yield WholeRuns(suite, name, asked, tuple(summarise(evaluation.run(progress=progress))))

@@ -18,7 +18,7 @@ from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.sources.splits import FILE, make_splits, split_of_task
 from mosaic_guard_training.tasks import Task, TaskError, write_tasks
 
-SOURCES = ("injecagent", "asb", "agent_safetybench", "agentalign", "bfcl", "composed")
+SOURCES = ("injecagent", "asb", "agent_safetybench", "agentalign", "bfcl", "bfcl_conversations", "composed")
 
 
 def tasks_of(source: str, data: Path) -> Iterator[Task]:
@@ -67,7 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             found = mixture(given.data, given.split, given.count, seed=given.seed, join=given.join)
         else:
-            found = [task for task in tasks_of(given.source, given.data) if given.split in (None, split_of_task(task))]
+            found = [
+                task
+                for task in tasks_of(given.source, given.data)
+                if given.split is None or split_of_task(task) == given.split
+            ]
         count = write_tasks(given.output, found)
     except (TrainingError, TaskError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
