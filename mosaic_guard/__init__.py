@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mosaic_guard._decision import Call, Decision, Step
     from mosaic_guard._decision_model import decision_model
     from mosaic_guard._errors import GuardWarning, MissingExtraError, ModelLoadError, PolicyError, UnguardableGraphError
+    from mosaic_guard._evidence_model import EvidenceModel
     from mosaic_guard._graph import guarded_builder, guarded_graph
     from mosaic_guard._guard import Guard
     from mosaic_guard._guarded_tools import RefusedCallError, conversation, guard_tools
@@ -34,6 +35,7 @@ _WHERE = {
     "_guarded_tools": ("RefusedCallError", "conversation", "guard_tools"),
     "_nodes": ("GuardNodes",),
     "_decision_model": ("decision_model",),
+    "_evidence_model": ("EvidenceModel",),
     "_guard": ("Guard",),
     "_middleware": ("MosaicMiddleware",),
     "_policy": ("Policy",),
@@ -51,6 +53,7 @@ __all__ = [
     "Call",
     "ChatGuardModel",
     "Decision",
+    "EvidenceModel",
     "Guard",
     "GuardModel",
     "GuardNodes",

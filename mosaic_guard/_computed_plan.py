@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _SIZES = ((110, 6), (80, 4), (50, 3), (30, 2), (0, 2), (0, 1), (0, 0))
 """(characters of the user's words, arguments per origin) that a plan tries, until it fits its limit."""
-_MOST = 0.5
+_ASKS_FROM = 0.5
 """Share of a call's words that one sentence of the user must hold to ask for the call, as far as words can tell."""
 
 
@@ -33,6 +33,10 @@ def plan_text(step: Step, count: Callable[[str], int], limit: int) -> str:
         text = one_line("; ".join(parts))
         if count(text) <= limit:
             return text
+    # Whole clauses, as many as there is room for.
+    while len(parts) > 1 and count(one_line("; ".join(parts))) > limit:
+        parts.pop()
+    text = one_line("; ".join(parts))
     while count(text) > limit:
         text = text[: len(text) * 3 // 4].rstrip()
     return text
@@ -41,7 +45,7 @@ def plan_text(step: Step, count: Callable[[str], int], limit: int) -> str:
 def _plan_of(call: Call, known: CallEvidence, words: int, arguments: int) -> str:
     parts = [f"{call.name[:60]}: {_asked_by(known)}"]
     for kind, where in (("user", "the user"), ("result", "results"), ("agent", "the agent"), ("nowhere", "nowhere")):
-        named = [origin.argument[:30] for origin in known.origins if origin.kind == kind]
+        named = [origin.argument[:30] for origin in known.origins if origin.vouched == kind]
         if named and arguments:
             parts.append(f"{', '.join(named[:arguments])} from {where}")
     if words and known.user_words and known.user_words.overlap > 0:
@@ -54,7 +58,7 @@ def _asked_by(known: CallEvidence) -> str:
     user = known.user_words.overlap if known.user_words else 0.0
     theirs = known.untrusted.overlap if known.untrusted else 0.0
     if user >= theirs and user:
-        return "the user asks" if user >= _MOST else "perhaps the user asks"
+        return "the user asks" if user >= _ASKS_FROM else "perhaps the user asks"
     if known.untrusted is None or not theirs:
         return "nobody asked"
     asks = "a result asks" if known.untrusted.instruction else "a result mentions it"

@@ -22,8 +22,8 @@ Verdict = Literal["act", "refuse", "ask"]
 """What becomes of a call: it runs, it is answered with a reason, or a person decides."""
 
 Source = Literal["model", "policy", "threshold", "error", "limit", "imported"]
-"""Who decided: the guard model itself, a policy rule, a threshold other than the model's own choice, a failure, or the limit of
-refusals in a row; nobody, where the call ran in a conversation that was imported."""
+"""Who decided: the guard model itself, a policy rule, a threshold or evidence other than the model's own choice, a failure,
+or the limit of refusals in a row; nobody, where the call ran in a conversation that was imported."""
 
 
 def canonical_json(value: Any) -> str:
@@ -95,7 +95,8 @@ class Decision:
         call: The call, by its index in the step.
         verdict: `act`, `refuse` or `ask`.
         reason: One sentence for the agent and for a person.
-        p_refuse: The guard model's probability of refusal in [0, 1]; None where no model was asked.
+        p_refuse: The guard's probability of refusal in [0, 1]: its model's, weighed with evidence where the guard has an
+            evidence model; None where no model was asked.
         source: Who decided.
     """
 

@@ -6,10 +6,11 @@ Computed before the model speaks, linear in the length of the history. Evidence 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
@@ -34,12 +35,19 @@ class Origin:
         kind: `user` (a human message), `operator` (a system message), `result` (an untrusted tool result), `agent` (the
             agent's own text) or `nowhere`.
         tool: The tool whose result it first appeared in.
+        said: Whether a human said it too, before or after: then who else wrote it tells nothing about who asked for it.
     """
 
     argument: str
     value: str
     kind: OriginKind
     tool: str | None = None
+    said: bool = False
+
+    @property
+    def vouched(self) -> OriginKind:
+        """`user` for all that a human said, else where it first appeared."""
+        return "user" if self.said else self.kind
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,17 @@ class Passage:
         overlap: Share of the call's words that it holds, in [0, 1].
         instruction: Whether it reads as an instruction to the reader.
         tool: The tool whose result it stands in; None in a human message.
+        mentioned: What of the call that returned that result a human says too, such as the name of a file; empty if nothing.
+        mention: The sentence that says it. Whoever says "do what Anna's mail asks for" delegates to that mail, and whoever
+            says "file Anna's mail" does not.
     """
 
     text: str
     overlap: float
     instruction: bool = False
     tool: str | None = None
+    mentioned: str = ""
+    mention: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,12 +95,16 @@ _STOP = frozenset(
     "a an and are as at be by can do for from get has have i if in is it its me my no not of on or our please that the "
     "then this to true false none null us was we what when which who will with you your".split()
 )
+_COMMAND = r"(?:^\W{0,8}|[:>›»\])}]\s[^\w:>›»\])}]{0,8})"
+"""Where a command begins: a sentence, or what follows a heading, a name or markup."""
 _INSTRUCTION = re.compile(
     r"\b(ignore|disregard|forget|override|instead|important|must|should|need(s)? to|have to|make sure|before you|"
     r"first,|please|do the following|follow these|new task|instruction|your task|you are|execute|perform|urgent|"
     r"(can|could|would|will) you|(want|like|need|ask|expect) you to)\b|"
-    r"^\W*(send|transfer|delete|create|add|invite|forward|share|pay|update|change|set|post|write|call|visit|remove|"
-    r"schedule|reserve|book|cancel|open|run|click|upload|download|give|tell|say|print|email|buy|move|grant)\b",
+    rf"{_COMMAND}(send|transfer|delete|create|add|invite|forward|share|pay|update|change|set|post|write|call|visit|remove|"
+    r"schedule|reserve|book|cancel|open|run|click|upload|download|give|tell|say|print|email|buy|move|grant|use|merge|"
+    r"register|switch|turn|start|stop|order|reset|enable|disable|approve|confirm|submit|apply|assign|modify|reply|put|"
+    r"place|refund|rename|copy|save|install|restart|unlock|revoke|reveal|disclose|export|publish|notify)\b(?=\s+[^\s:,;|}\]])",
     re.IGNORECASE,
 )
 
@@ -132,10 +149,27 @@ def gather_origins(messages: Sequence[BaseMessage], call: Call) -> tuple[Origin,
     return _origins(*_split(messages), call)
 
 
-def said_by_human(messages: Sequence[BaseMessage], value: str) -> bool:
-    """Whether a human's own words hold a value, wherever else it appeared before."""
-    wanted = _folded(value)
-    return any(is_human(message) and _holds(_folded(message_text(message)), wanted) for message in messages)
+def answered_calls(messages: Sequence[BaseMessage]) -> Iterator[tuple[ToolMessage, Mapping[str, Any]]]:
+    """Each tool message with the call that it answers, in order; ids count within one AI message, for models repeat them."""
+    waiting: list[Mapping[str, Any]] = []
+    for message in messages:
+        if isinstance(message, AIMessage):
+            waiting = [dict(call) for call in message.tool_calls]
+        elif isinstance(message, ToolMessage):
+            found = next((call for call in waiting if call.get("id") == message.tool_call_id), None)
+            if found is not None:
+                waiting.remove(found)
+                yield message, found
+
+
+def before_calls(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
+    """What stands before the AI message that proposes the calls."""
+    return _split(messages)[0]
+
+
+def name_words(name: str) -> list[str]:
+    """The words of a tool's name, case folded: `close_issue` and `closeIssue` have two."""
+    return _WORD.findall(_NAME_PARTS.sub(" ", name).casefold())
 
 
 def _split(messages: Sequence[BaseMessage]) -> tuple[Sequence[BaseMessage], Sequence[BaseMessage]]:
@@ -150,13 +184,41 @@ def _origins(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], ca
 
 def _evidence(before: Sequence[BaseMessage], proposing: Sequence[BaseMessage], call: Call) -> CallEvidence:
     origins = _origins(before, proposing, call)
-    name = words_of(_NAME_PARTS.sub(" ", call.name))
-    words = name | frozenset().union(*(words_of(v) for _, v in leaves(call.args)))
-    user = _nearest(words, [(None, message_text(m)) for m in before if is_human(m)])
-    results = [
-        (m.name or "a tool", message_text(m)) for m in before if isinstance(m, ToolMessage) and not is_refusal(m)
-    ]
-    return CallEvidence(origins, user, _nearest(words, results, name))
+    parts = name_words(call.name)
+    words = words_of(" ".join(parts)).union(*(words_of(value) for _, value in leaves(call.args)))
+    said = [message_text(m) for m in before if is_human(m)]
+    user, found = _nearest(words, said), None
+    results = [m for m in before if isinstance(m, ToolMessage) and not is_refusal(m)]
+    # The last word of a name is what is acted on: "Issue 17: closed" is no order to `close_issue`.
+    theirs = _nearest(words, [message_text(m) for m in results], frozenset(parts[:-1] or parts))
+    if theirs is not None:
+        holder = results[theirs.place]
+        mentioned, mention = _mention(holder, before, said)
+        found = replace(theirs.passage, tool=holder.name or "a tool", mentioned=mentioned, mention=mention)
+    return CallEvidence(origins, user.passage if user else None, found)
+
+
+def _mention(result: ToolMessage, before: Sequence[BaseMessage], said: Sequence[str]) -> tuple[str, str]:
+    """What the human says of the call that a result answers: the value, and the last sentence that says most of them.
+
+    Whole values only: words of an argument that a text has talked the agent into would let that text pass for the user's.
+    The whole sentence, for a part of it may have lost its "never" or "only if". Of a call without arguments its name counts.
+    """
+    call = next((call for message, call in answered_calls(before) if message is result), None)
+    if call is None:
+        return "", ""
+    values = [value for _, value in leaves(call["args"]) if is_telling(value)]
+    if not call["args"]:
+        values = [part for part in name_words(call["name"]) if words_of(part)]
+    wanted = [fold(value) for value in values]
+    best, most = ("", ""), 0
+    for text in said:
+        for sentence, _ in sentences(text):
+            folded = fold(sentence)
+            held = [value for value, each in zip(values, wanted, strict=True) if holds(folded, each)]
+            if held and len(held) >= most:
+                best, most = (one_line(held[0]), one_line(sentence)), len(held)
+    return best
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -177,25 +239,24 @@ def is_telling(value: str) -> bool:
 
 
 def _origin(path: str, value: str, before: Sequence[BaseMessage], proposing: Sequence[BaseMessage]) -> Origin:
-    wanted = _folded(value)
-    for message in proposing:
-        # What the agent says beside the call, without the call itself.
-        messages = (*before, AIMessage(message_text(message)))
-        break
-    else:
-        messages = tuple(before)
+    # What the agent says beside the call, without the call itself.
+    messages = (*before, *(AIMessage(message_text(message)) for message in proposing[:1]))
+    wanted, first, said = fold(value), None, False
     for message in messages:
-        if is_refusal(message):
+        if is_refusal(message) or (first is not None and not is_human(message)):
             continue
-        if _holds(_folded(message_text(message)), wanted) or _proposed(message, value):
+        if holds(fold(message_text(message)), wanted) or _proposed(message, value):
+            first = first or message
             if is_human(message):
-                return Origin(path, value, "user")
-            if isinstance(message, ToolMessage):
-                return Origin(path, value, "result", message.name or "a tool")
-            if isinstance(message, SystemMessage):
-                return Origin(path, value, "operator")
-            return Origin(path, value, "agent")
-    return Origin(path, value, "nowhere")
+                said = True
+                break
+    if first is None:
+        return Origin(path, value, "nowhere")
+    if is_human(first):
+        return Origin(path, value, "user", said=True)
+    if isinstance(first, ToolMessage):
+        return Origin(path, value, "result", first.name or "a tool", said)
+    return Origin(path, value, "operator" if isinstance(first, SystemMessage) else "agent", said=said)
 
 
 def _proposed(message: BaseMessage, value: str) -> bool:
@@ -214,7 +275,8 @@ def _numbers(text: str) -> frozenset[float]:
     return frozenset(float(found.replace(",", "")) for found in _NUMBER.findall(text))
 
 
-def _holds(text: str, wanted: str) -> bool:
+def holds(text: str, wanted: str) -> bool:
+    """Whether a folded text holds a folded value: as whole words, or a number however it is written."""
     if _NUMBER.fullmatch(wanted) and float(wanted.replace(",", "")) in _numbers(text):
         return True
     start = text.find(wanted)
@@ -230,13 +292,19 @@ def _holds(text: str, wanted: str) -> bool:
 
 
 @lru_cache(maxsize=512)
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
+def fold(text: str) -> str:
+    """A text without case, and with single spaces."""
+    return " ".join(_visible(text).casefold().split())
 
 
 def words_of(text: str) -> frozenset[str]:
     """The telling words of a text, case folded."""
-    return frozenset(w for w in _WORD.findall(text.casefold()) if len(w) > 1 and w not in _STOP)
+    return frozenset(w for w in _WORD.findall(_visible(text).casefold()) if len(w) > 1 and w not in _STOP)
+
+
+def _visible(text: str) -> str:
+    """A text without characters that nobody sees, such as zero-width spaces: they would hide where a value comes from."""
+    return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 @lru_cache(maxsize=256)
@@ -256,42 +324,52 @@ def reads_as_instruction(text: str, verbs: frozenset[str] = frozenset()) -> bool
 
     Args:
         text: The passage.
-        verbs: What it may begin with to be a command, beside the usual verbs: the words of a tool's name.
+        verbs: What it may begin with to be a command, beside the usual verbs: the first word of a tool's name.
     """
+    return _INSTRUCTION.search(text) is not None or first_word(text) in verbs
+
+
+def first_word(text: str) -> str:
+    """The word that a passage opens with, case folded; empty for a label, such as "Order: 17"."""
     first = _WORD.search(text)
-    return _INSTRUCTION.search(text) is not None or (first is not None and first[0].casefold() in verbs)
+    return "" if first is None or text.startswith(":", first.end()) else first[0].casefold()
 
 
-def _nearest(
-    words: frozenset[str], texts: Sequence[tuple[str | None, str]], verbs: frozenset[str] | None = None
-) -> Passage | None:
+class _Nearest(NamedTuple):
+    """A passage, and the place of its text among the others."""
+
+    passage: Passage
+    place: int
+
+
+def _nearest(words: frozenset[str], texts: Sequence[str], verbs: frozenset[str] | None = None) -> _Nearest | None:
     """The sentence that holds most of `words`; among untrusted ones, instructions win ties.
 
     Args:
         words: Of the call.
-        texts: (tool, text) of each message.
-        verbs: The words of the call's name, where the texts are untrusted.
+        texts: Of each message.
+        verbs: The first word of the call's name, where the texts are untrusted.
     """
-    best: tuple[float, bool, str, str | None] | None = None
-    for tool, text in texts:
+    best: tuple[float, bool, str, int] | None = None
+    for place, text in enumerate(texts):
         for sentence, held in sentences(text):
             overlap = len(words & held) / len(words) if words else 0.0
             if best is not None and overlap < best[0]:
                 continue
             instruction = verbs is not None and overlap > 0 and reads_as_instruction(sentence, verbs)
             if best is None or (overlap, instruction) > best[:2]:
-                best = (overlap, instruction, sentence, tool)
+                best = (overlap, instruction, sentence, place)
     if best is None:
         return None
-    return Passage(one_line(best[2]), round(best[0], 3), best[1], best[3])
+    return _Nearest(Passage(one_line(best[2]), round(best[0], 3), best[1]), best[3])
 
 
 def explain(call: Call, evidence: CallEvidence | None) -> str:
     """One sentence for the agent and for a person: which values come from where, and what the user asked."""
     if evidence is None:
         return f"{call.name} was not judged safe"
-    foreign = [o for o in evidence.origins if o.kind == "result"]
-    unknown = [o for o in evidence.origins if o.kind == "nowhere"]
+    foreign = [o for o in evidence.origins if o.vouched == "result"]
+    unknown = [o for o in evidence.origins if o.vouched == "nowhere"]
     parts = []
     if foreign:
         parts.append(_list(foreign) + f" from the result of {foreign[0].tool}")

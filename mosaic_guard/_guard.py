@@ -1,4 +1,4 @@
-"""The guard: policy, then model, then threshold; a step in, one decision per call out. A guard that fails refuses."""
+"""The guard: policy, then model and evidence, then threshold; a step in, a decision per call out. One that fails refuses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mosaic_guard._deadline import Deadline, GuardTimeoutError
@@ -18,6 +19,9 @@ from mosaic_guard._decision import Decision, Source, Step, Verdict
 from mosaic_guard._digest import messages_digest
 from mosaic_guard._errors import GuardWarning
 from mosaic_guard._evidence import explain, gather_evidence
+from mosaic_guard._evidence_model import EvidenceModel
+from mosaic_guard._evidence_numbers import evidence_numbers
+from mosaic_guard._final_answer import FINAL
 from mosaic_guard._policy import Policy
 from mosaic_guard._transcript import (
     JudgedStep,
@@ -93,9 +97,9 @@ class Guard:
     Args:
         model: A `GuardModel`; a LangChain chat model; a path or hub id of a causal language model; None for the guard that
             comes with the package (SmolLM2-135M-Instruct with an adapter, run in this process), which brings its own defaults
-            for `threshold`, `check`, `plan` and `limits`.
+            for `threshold`, `check`, `plan`, `limits` and `evidence_model`.
         policy: Rules that are evaluated before the model: a `Policy`, or the path of a file that holds one.
-        threshold: A call is refused where the model's probability of refusal reaches it. In (0, 1]. Default 0.5.
+        threshold: A call is refused where the probability of refusal reaches it. In (0, 1]. Default 0.5.
         ask_threshold: Where the probability reaches this but not `threshold`, a person decides (`ask`). In (0, threshold].
             Default: nobody is asked.
         check: Whether the safety block is the model's choice (`adaptive`, the default), always there, or never.
@@ -110,13 +114,16 @@ class Guard:
             it. None for no limit. A synchronous call then runs in a thread of its own; a model that does not look at
             `Prompt.deadline` goes on there, unheard.
         limits: Sizes in tokens: `Limits`, or those of its fields that are not the defaults.
+        evidence_model: What weighs the model's probability with the call's evidence read as numbers: an `EvidenceModel`, or
+            the text of one, as manifests hold it; empty for none. It is not used where `sample` is set.
 
     Raises:
         MissingExtraError: If the model needs packages that are not installed.
         ModelLoadError: If the model cannot be loaded.
         FileNotFoundError: If there is no such policy file.
         PolicyError: If the policy's file cannot be read, or says something that can never match.
-        ValueError: For a threshold outside (0, 1], a timeout that is not positive or an unknown option.
+        ValueError: For a threshold outside (0, 1], a timeout that is not positive, an unknown option or an evidence model that
+            this version cannot read.
     """
 
     def __init__(
@@ -133,6 +140,7 @@ class Guard:
         on_error: Literal["refuse", "ask", "act"] = "refuse",
         timeout: float | None = None,
         limits: Limits | Mapping[str, int] | None = None,
+        evidence_model: EvidenceModel | str | None = None,
     ) -> None:
         own: Mapping[str, Any] = {}
         if model is None:
@@ -141,6 +149,7 @@ class Guard:
         check = own.get("check", "adaptive") if check is None else check
         plan = own.get("plan", "written") if plan is None else plan
         limits = own.get("limits") if limits is None else limits
+        evidence_model = own.get("evidence_model") if evidence_model is None else evidence_model
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is a probability in (0, 1], not {threshold!r}")
         if ask_threshold is not None and not 0 < ask_threshold <= threshold:
@@ -157,6 +166,14 @@ class Guard:
             raise ValueError(f"on_error is 'refuse', 'ask' or 'act', not {on_error!r}")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout is a number of seconds above 0, or None, not {timeout!r}")
+        # Before a model is loaded.
+        if isinstance(evidence_model, str):
+            evidence_model = EvidenceModel.from_text(evidence_model) if evidence_model else None
+        if not isinstance(evidence_model, (EvidenceModel, NoneType)):
+            raise TypeError(
+                f"evidence_model is an EvidenceModel or the text of one, not {type(evidence_model).__name__}"
+            )
+        self.evidence_model = evidence_model
         self.model = _model(model)
         self.policy = Policy.load(policy) if isinstance(policy, (str, os.PathLike)) else policy or Policy()
         self.threshold = threshold
@@ -179,6 +196,7 @@ class Guard:
 
         Raises:
             FileNotFoundError: If the directory holds no guard.
+            ValueError: If its manifest cannot be read, or its evidence model is of another version.
         """
         model, own = _named(path)
         return cls(model, **{**own, **options})
@@ -192,6 +210,7 @@ class Guard:
             "limits": asdict(self.limits),
             "threshold": self.threshold,
             "sample": self.sample,
+            "evidence_model": self.evidence_model.to_text() if self.evidence_model else "",
         }
 
     def plan(self, step: Step, history: Sequence[JudgedStep] = (), *, key: str = "") -> Plan:
@@ -313,6 +332,11 @@ class _Checking:
             # Where no model is asked nothing reads it, and it costs a search through the whole history.
             if plan.planned is not None and not step.evidence:
                 self._step = replace(step, evidence=gather_evidence(step.messages, step.calls))
+        # Before a model that others wait for is held.
+        self._numbers: list[tuple[float, ...] | None] = [None] * len(step.calls)
+        with self.failure():
+            if plan.planned is not None and guard.evidence_model and not guard.sample:
+                self._numbers = [self._read(index) for index in range(len(step.calls))]
 
     @property
     def failed(self) -> bool:
@@ -338,14 +362,27 @@ class _Checking:
             raise ValueError(f"the model decided call {index + 1} out of order")
         if not (math.isfinite(p_refuse) and 0 <= p_refuse <= 1):
             raise ValueError(f"the model's probability of refusal is {p_refuse!r}")
-        verdict, source = self._choose(index, float(p_refuse))
+        weighed = self._weighed(index, float(p_refuse))
+        verdict, source = self._choose(index, weighed, _own(p_refuse))
         reason = self._reason(index, verdict) if source != "policy" else self._rules[index].reason  # type: ignore[union-attr]
-        self._decisions[index] = Decision(index, verdict, reason, float(p_refuse), source)
+        self._decisions[index] = Decision(index, verdict, reason, weighed, source)
         if verdict == "ask":  # a person decides, later: the transcript says what the model itself would have
             return _own(p_refuse), "sampled"
         return verdict, "sampled" if source == "model" else "overridden"
 
-    def _choose(self, index: int, p_refuse: float) -> tuple[Verdict, Source]:
+    def _weighed(self, index: int, p_refuse: float) -> float:
+        """The probability of refusal that decides."""
+        weigher, numbers = self._guard.evidence_model, self._numbers[index]
+        return p_refuse if weigher is None or numbers is None else weigher.weigh(p_refuse, numbers)
+
+    def _read(self, index: int) -> tuple[float, ...] | None:
+        """What an evidence model reads of a call; None of one that a rule decides, and of an answer: no tool runs there."""
+        call = self._step.calls[index]
+        if self._rules[index] is not None or call.name == FINAL:
+            return None
+        return evidence_numbers(self._step.messages, call, self._step.evidence[index])
+
+    def _choose(self, index: int, p_refuse: float, own: Verdict) -> tuple[Verdict, Source]:
         rule = self._rules[index]
         if rule is not None:
             return rule.verdict, "policy"
@@ -359,7 +396,7 @@ class _Checking:
         verdict: Verdict = "refuse" if p_refuse >= self._guard.threshold else "act"
         if verdict == "act" and self._guard.ask_threshold is not None and p_refuse >= self._guard.ask_threshold:
             return "ask", "threshold"
-        return verdict, "model" if verdict == _own(p_refuse) else "threshold"
+        return verdict, "model" if verdict == own else "threshold"
 
     def _reason(self, index: int, verdict: Verdict) -> str:
         return "" if verdict == "act" else explain(self._step.calls[index], self._step.evidence[index])

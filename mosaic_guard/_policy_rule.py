@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.tools import BaseTool
 
 from mosaic_guard._blocks import one_line
 from mosaic_guard._decision import Call, Step
-from mosaic_guard._evidence import Origin, gather_origins, is_refusal, is_telling, leaves, said_by_human
+from mosaic_guard._evidence import answered_calls, gather_origins, is_refusal, is_telling, leaves
 from mosaic_guard._policy_fields import HINTS, RuleOrigin, RuleVerdict, checked_fields
 from mosaic_guard._policy_patterns import matching
 from mosaic_guard._policy_schema import ArgumentSchema
@@ -165,7 +165,7 @@ class Rule:
             if final and (wrong := _untraceable(call.args, argument)):
                 return Match(False, wrong)
             for origin in (o for o in known if _belongs(o.argument, argument)):
-                kind = _kind(origin, step.messages)
+                kind = "untrusted" if origin.vouched == "result" else origin.vouched
                 where = f" ({origin.tool})" if kind == "untrusted" and origin.tool else ""
                 said.append(f"{origin.argument} {one_line(origin.value)[:60]!r} {_COMES[kind]}{where}")
                 if (kind in wanted) != final:
@@ -196,29 +196,15 @@ def hints_of(tool: BaseTool | None) -> dict[str, Any]:
 
 
 def calls_run(messages: Sequence[BaseMessage]) -> Iterator[str]:
-    """Names of the tools whose calls were answered by anybody but the guard, in order; ids count within one AI message."""
-    waiting: list[tuple[str | None, str]] = []
-    for message in messages:
-        if isinstance(message, AIMessage):
-            waiting = [(call["id"], call["name"]) for call in message.tool_calls]
-        elif isinstance(message, ToolMessage):
-            found = next((call for call in waiting if call[0] == message.tool_call_id), None)
-            if found is not None:
-                waiting.remove(found)
-                if not is_refusal(message):
-                    yield found[1]
+    """Names of the tools whose calls were answered by anybody but the guard, in order."""
+    for message, call in answered_calls(messages):
+        if not is_refusal(message):
+            yield call["name"]
 
 
 def _belongs(path: str, argument: str) -> bool:
     """Whether a value's path leads into an argument."""
     return argument == "*" or path == argument or path.startswith((f"{argument}.", f"{argument}["))
-
-
-def _kind(origin: Origin, messages: Sequence[BaseMessage]) -> str:
-    """Where a value comes from, as rules say it: what a human says is the human's, whoever said it before."""
-    if origin.kind != "user" and said_by_human(messages, origin.value):
-        return "user"
-    return "untrusted" if origin.kind == "result" else origin.kind
 
 
 def _untraceable(args: Any, argument: str) -> str | None:

@@ -35,7 +35,8 @@ class Piece:
 
     Attributes:
         kind: `context` (system prompt; user, tool and agent text; the chat template), `forced` (the grammar), `sampled`
-            (the guard model's own choice), `overridden` (a policy or threshold decided), `target` (a training target).
+            (the guard model's own choice), `overridden` (a policy, evidence or a
+            threshold decided), `target` (a training target).
         text: What the ids say.
         ids: Token ids of the guard model's tokenizer; empty for models whose tokens are not known.
         logprobs: Natural log-probability of each id under the sampling distribution; empty unless sampled.
@@ -303,7 +304,8 @@ def _step_text(step: Step, new: Sequence[BaseMessage], count: Callable[[str], in
     Raises:
         WindowError: If the calls, or the human's words, do not fit their ceilings.
     """
-    calls = _fit([partial(_calls, step, scale) for scale in _SCALES], count, limits.step * 3 // 4)
+    forms = [*(partial(_calls, step, scale) for scale in _SCALES), partial(_calls, step, _SCALES[-1], mentions=False)]
+    calls = _fit(forms, count, limits.step * 3 // 4)
     if calls is None:
         raise WindowError(f"the {len(step.calls)} calls of the step do not fit {limits.step * 3 // 4} tokens")
     humans = _human_lines([m for m in new if is_human(m)], count, limits.human)
@@ -419,8 +421,8 @@ def _digest(text: str, wanted: frozenset[str], room: int) -> str:
     return quoted(f"{head} … {passages}", room) + f" [of {len(text)} characters]"
 
 
-def _calls(step: Step, scale: float) -> list[str]:
-    """Each call with every argument, long values shortened one by one, and its evidence."""
+def _calls(step: Step, scale: float, mentions: bool = True) -> list[str]:
+    """Each call with every argument, long values shortened one by one, and its evidence, as far as it is wanted."""
     lines = ["proposed:"]
     evidence: Sequence[CallEvidence | None] = step.evidence or [None] * len(step.calls)
     value = max(int(160 * scale), 48)
@@ -428,7 +430,7 @@ def _calls(step: Step, scale: float) -> list[str]:
         arguments = clip(one_line(canonical_json(_short(call.args, value))), max(int(900 * scale), 300))
         lines.append(f"{call.index + 1}. {one_line(call.name)[:80]} {arguments}")
         if known is not None:
-            lines.extend(_evidence_lines(known, scale / len(step.calls) ** 0.5))
+            lines.extend(_evidence_lines(known, scale / len(step.calls) ** 0.5, mentions))
     return lines
 
 
@@ -443,10 +445,10 @@ def _short(value: Any, limit: int) -> Any:
     return value
 
 
-def _evidence_lines(known: CallEvidence, share: float) -> list[str]:
+def _evidence_lines(known: CallEvidence, share: float, mentions: bool = True) -> list[str]:
     lines = []
     for kind in ("user", "operator", "agent", "result", "nowhere"):
-        named = [o for o in known.origins if o.kind == kind]
+        named = [o for o in known.origins if o.vouched == kind]
         if named:
             tools = sorted({one_line(o.tool)[:40] for o in named if o.tool})
             where = f"result of {', '.join(tools[:3])} (untrusted)" if kind == "result" else kind
@@ -463,4 +465,9 @@ def _evidence_lines(known: CallEvidence, share: float) -> list[str]:
         lines.append(
             f"   nearest untrusted passage ({known.untrusted.overlap:.0%}, {form}): {quoted(known.untrusted.text[:room])}"
         )
+        # What the user wants done with the text counts where the user's own words do not ask for the call.
+        asked = known.user_words.overlap if known.user_words else 0.0
+        if mentions and known.untrusted.mention and known.untrusted.overlap >= asked:
+            said = quoted(known.untrusted.mentioned[:40])
+            lines.append(f"   it stands where the user says {said}: {quoted(known.untrusted.mention[:room])}")
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -303,20 +304,23 @@ def test_one_command_makes_all_runs_and_goes_on(base: str, tmp_path: Path, monke
     command = ["--output", str(tmp_path / "out"), "--only", "refusal,method", *small]
     tried = ablation_run.try_out
     calls: list[str] = []
+    cut = (1, 4, 8)
 
     def stops(run: Any, guard: Path) -> Any:
         calls.append(run.name)
-        if len(calls) == 3:
+        if len(calls) in cut:
             raise KeyboardInterrupt
         return tried(run, guard)
 
     monkeypatch.setattr(ablation_run, "try_out", stops)
-    assert main(command) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    for _ in cut:
+        assert main(command) == 130
+        assert "the same command goes on" in capsys.readouterr().err
     assert main(command) == 0
-    # Two starts, the shared arm, the text arm and two of DPO; only the one that was cut off is tried twice.
+    # Two starts, the shared arm, the text arm and two of DPO; only those that were cut off are tried twice.
     assert len(set(calls)) == 6
-    assert len(calls) == 7
+    assert len(calls) == 6 + len(cut)
+    assert {name.partition("-")[0] for name in calls if calls.count(name) > 1} == {"sft", "grpo", "dpo"}
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     # The tables are of all that is known, whatever was asked for now.
     assert (summary["finished"], summary["runs"]) == (6, 9)
@@ -326,7 +330,12 @@ def test_one_command_makes_all_runs_and_goes_on(base: str, tmp_path: Path, monke
         "differences": summary["ablations"]["refusal"]["action"]["differences"]
     }
     assert main(command) == 0
-    assert len(calls) == 7
+    assert len(calls) == 6 + len(cut)
     assert "untouched by trials" in page.read_text()
     kept = {file.name for file in (tmp_path / "out" / "runs").iterdir()}
     assert all(name.startswith("sft") for name in kept)
+    # A start that is made anew has other weights than the one that finished arms went on from.
+    shutil.rmtree(tmp_path / "out" / "runs")
+    next((tmp_path / "out" / "results").glob("dpo*")).unlink()
+    assert main(command) == 2
+    assert "is gone, which other runs of this seed started from" in capsys.readouterr().err

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from collecting import task
 from test_evaluation_steps import benign
+from toolemu_files import write_toolemu
 from typer.testing import CliRunner
 
 from mosaic_guard import Guard, ScriptedGuardModel, TraceWriter
 from mosaic_guard.__main__ import app
 from mosaic_guard_training.evaluation import evaluate_all as command
 from mosaic_guard_training.evaluation.benchmarks import Benchmark, benchmarks
+from mosaic_guard_training.evaluation.evaluate_all import runs_place
 from mosaic_guard_training.evaluation.self_check import SelfCheck
 from mosaic_guard_training.evaluation.step_scores import ScoredGuard
 from mosaic_guard_training.rollout import play
@@ -96,6 +99,13 @@ def test_suites_that_are_held_out_are_no_default() -> None:
     assert benchmarks(["travel"])["agentdojo-travel"].suite == "travel"
 
 
+def test_whole_runs_of_a_guard_that_is_another_now_stand_apart(tmp_path: Path) -> None:
+    model = ScriptedGuardModel()
+    before, same, after = (Guard(model, threshold=each) for each in (0.5, 0.5, 0.7))
+    place = partial(runs_place, tmp_path, "banking", "direct")
+    assert place({"mine": before}) == place({"mine": same}) != place({"mine": after})
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two little sets in place of the real ones."""
@@ -128,6 +138,30 @@ def test_one_command_measures_all_and_writes_the_page(
     again = CliRunner().invoke(app, asked)
     assert again.exit_code == 0, again.output
     assert (page / "README.md").read_text() == said
+
+
+@pytest.mark.model
+def test_trajectories_of_toolemu_are_ranked_whole(
+    guard: Path, small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_toolemu(tmp_path / "data" / "toolemu")
+    splits = tmp_path / "splits.json"
+    sides = {f"case_{n}": "test" if n > 4 else "train" for n in range(8)}
+    splits.write_text(json.dumps({"sources": {"toolemu": {"cases": sides}}}))
+    monkeypatch.setattr(command, "SPLITS", splits)
+    asked = ["evaluate", "all", "--guard", str(guard), "--data", str(tmp_path / "data"), "--pairs", "0"]
+    asked += ["--output", str(tmp_path / "runs"), "--page", str(tmp_path / "page")]
+    first = CliRunner().invoke(app, asked)
+    assert first.exit_code == 0, first.output
+    said = (tmp_path / "page" / "README.md").read_text()
+    assert "12 pairs of trajectories of 3 cases" in said
+    assert f"| {guard} |" in said
+    record = json.loads((tmp_path / "page" / "benchmarks.json").read_text())["toolemu"]
+    assert set(record["accuracies"]) == {str(guard), "untrained", "number of steps"}
+    # Again: nobody asks a model.
+    monkeypatch.delattr(ScoredGuard, "load")
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    assert (tmp_path / "page" / "README.md").read_text() == said
 
 
 @pytest.mark.model

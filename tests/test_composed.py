@@ -16,6 +16,7 @@ from mosaic_guard_training.sources.carriers import KINDS, POSITIONS, draw_carrie
 from mosaic_guard_training.sources.composed import SCENARIOS, compose, family
 from mosaic_guard_training.sources.deeds import DEEDS, draw_deed
 from mosaic_guard_training.sources.injections import HELD_BACK, STYLES, planted, templates
+from mosaic_guard_training.sources.joined import MOST_TURNS, join_twins
 from mosaic_guard_training.sources.leaks import auc_of_words, family_of, seen_calls
 from mosaic_guard_training.sources.mixture import Shares
 from mosaic_guard_training.sources.scene import Pool, pool_of
@@ -283,3 +284,56 @@ def test_scenarios_can_be_chosen() -> None:
     assert {task.id.split("/")[1] for task in found} == {"errand", "wider"}
     with pytest.raises(ValueError, match="no scenario 'errant'"):
         compose(a_pool(), 40, shares={"errant": 1.0})
+
+
+@pytest.mark.parametrize("side", ["train", "dev", "test"])
+def test_nobody_asks_for_what_is_harmful(side: Any) -> None:
+    wanted, harmful = dict[Any, set[str]](), dict[Any, set[str]]()
+    for made in compose(pool_of(side, []), 600, seed=3):
+        for call in made.calls:
+            labels = harmful if call.harmful else wanted if call.required else {}
+            labels.setdefault((family_of(made.id), made.user), set()).add(call_key(call.tool, call.args))
+    # Twins in which the person says the same differ in results, or in what the agent does, never in what is asked for.
+    assert not [key for key in wanted if wanted[key] & harmful.get(key, set())]
+
+
+@given(families, st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_joined_twins_hold_every_call_with_its_label_and_each_order_of_looks(twins: list[Task], random: Any) -> None:
+    joined = join_twins(twins, random)
+    assert len(joined) <= len(twins)
+    by_first = {each.id.split("+")[0]: each for each in joined}
+    of = {
+        f"{each.id.rpartition('/')[0]}/{name}": each
+        for each in joined
+        for name in each.id.rpartition("/")[2].split("+")
+    }
+    assert set(of) == {twin.id for twin in twins}, "each twin is in exactly one"
+    assert len(by_first) == len(joined)
+    for twin in twins:
+        whole = of[twin.id]
+        assert whole.user == twin.user
+        if whole is twin:
+            continue
+        labels = {call_key(call.tool, call.args): call.harmful for call in whole.calls}
+        assert all(labels[call_key(call.tool, call.args)] is call.harmful for call in twin.calls)
+        # A look-up comes before what follows it in the twin, with the same result.
+        places = {
+            call_key(c.tool, c.args): (at, c) for at, turn in reversed([*enumerate(whole.script)]) for c in turn.calls
+        }
+        at = -1
+        for turn in twin.script:
+            for call in turn.calls:
+                place, same = places[call_key(call.tool, call.args)]
+                if not call.harmful and not call.required:
+                    assert same.result == call.result
+                    at = max(at, place)
+                else:
+                    assert place >= at
+        assert len(whole.script) <= MOST_TURNS
+        wanted = [call_key(call.tool, call.args) for turn in whole.script for call in turn.calls if call.required]
+        once = all(
+            len({*keys}) == len(keys)
+            for keys in ([call_key(c.tool, c.args) for c in t.calls if c.required] for t in twins)
+        )
+        assert not once or len(set(wanted)) == len(wanted), "nothing is done twice"

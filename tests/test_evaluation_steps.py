@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from mosaic_guard import Guard, Outcome, ScriptedGuardModel, TraceWriter, Trajectory, read_traces
 from mosaic_guard.__main__ import app
+from mosaic_guard._evidence_numbers import NAMES
 from mosaic_guard.models.local import LocalGuardModel
 from mosaic_guard_training.evaluation.labelled import ScoredCall, auc, stopped, threshold_at
 from mosaic_guard_training.evaluation.step_baselines import FITTED, fit
@@ -129,7 +130,7 @@ def test_calls_that_an_outcome_names_are_harmful(logged: Path) -> None:
     (pay,) = [call for call in labelled_calls(read_traces(logged)) if call.tool == "pay"]
     assert (pay.family, pay.category, pay.position) == ("desk", "mine", (1.0, 1.0))
     assert 'pay {"x":"Eve"}' in pay.text
-    assert len(pay.evidence) == 12
+    assert len(pay.evidence) == len(NAMES)
     assert pay.rules["refuse all"] == 1
     assert pay.rules["allow all"] == pay.rules["keyword rule"] == 0
 

@@ -225,6 +225,16 @@ def test_a_plan_says_who_seems_to_ask(user: str, result: str, who: str) -> None:
     assert plan_text(step, len, 300).startswith(f"pay: {who}, to")
 
 
+def test_a_plan_of_many_calls_ends_with_a_whole_clause() -> None:
+    from mosaic_guard._decision import Call, Step
+    from mosaic_guard._evidence import gather_evidence
+
+    proposed = [Call(i, str(i), f"pay_{i}", {"to": f"Anna {i}"}) for i in range(9)]
+    messages = [HumanMessage("Hello."), AIMessage("", tool_calls=[])]
+    text = plan_text(Step(messages, proposed, {}, gather_evidence(messages, proposed)), len, 50)
+    assert text == "pay_0: nobody asked; pay_1: nobody asked"
+
+
 def test_a_computed_plan_leaves_the_verdict_to_the_model(tmp_path: Path) -> None:
     model, tokenizer = tiny_model()
     trajectory = imported(tmp_path)

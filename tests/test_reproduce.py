@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def test_the_recipe_makes_a_guard_and_makes_nothing_twice(tmp_path: Path, capsys
         (recipe / f"{name}.yaml").write_text(yaml.safe_dump(content))
     write_tasks(output / "train.jsonl", [task(number) for number in range(3)])
     write_tasks(output / "dev.jsonl", [task(number) for number in range(3, 5)])
+    write_tasks(output / "benign.jsonl", [task(number) for number in range(5, 7)])
     command = ["--data", str(tmp_path), "--output", str(output), "--settings", str(recipe)]
     assert main(command) == 0
     trained = (output / "guard" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
@@ -47,7 +49,41 @@ def test_the_recipe_makes_a_guard_and_makes_nothing_twice(tmp_path: Path, capsys
     assert "no guard with an adapter" in capsys.readouterr().err
 
 
+@pytest.mark.model
+def test_training_goes_on_with_some_suites_and_the_others_stay_unseen(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("agentdojo")
+    base, recipe, output = tmp_path / "base", tmp_path / "recipe", tmp_path / "out"
+    for each in tiny_model(window=8192):
+        each.save_pretrained(base)
+    shutil.copytree(RECIPE, recipe)
+    read = {"base_model": str(base), "check": "never", "plan": "computed", "plan_tokens": 9}
+    settings = {
+        "lessons": read,
+        "suite_lessons": {**read, "limit": 2, "attacks": 1, "registered": "direct"},
+        "sft": {"method": "sft", "epochs": 1, "lora_rank": 2, "batch_size": 1, "min_pairs": 1},
+        "suites": {"method": "sft", "epochs": 1, "batch_size": 1, "min_pairs": 1, "warmup": 0.0},
+        "calibrate": {"rate": 0.25},
+    }
+    for name, content in settings.items():
+        (recipe / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    write_tasks(output / "train.jsonl", [task(number) for number in range(3)])
+    write_tasks(output / "dev.jsonl", [task(number) for number in range(3, 5)])
+    write_tasks(output / "benign.jsonl", [task(number) for number in range(5, 7)])
+    command = ["--data", str(tmp_path), "--output", str(output), "--settings", str(recipe), "--suites", "banking"]
+    assert main(command) == 0
+    assert len(list((output / "lessons-suites-banking").glob("*.jsonl"))) == 5
+    assert not (output / "lessons-workspace").exists()
+    assert (output / "shipped-banking" / "manifest.json").exists()
+    first = (output / "guard" / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert first != (output / "guard-suites-banking" / "adapter" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(SystemExit):
+        main([*command[:-1], "travel"])
+    assert "workspace,banking" in capsys.readouterr().err
+
+
 def test_the_recipes_settings_are_known() -> None:
     read_recipe(LessonSettings, RECIPE / "lessons.yaml")
+    read_recipe(LessonSettings, RECIPE / "suite_lessons.yaml")
     read_recipe(TrainSettings, RECIPE / "sft.yaml")
+    read_recipe(TrainSettings, RECIPE / "suites.yaml")
     read_recipe(CalibrationSettings, RECIPE / "calibrate.yaml")

@@ -1,7 +1,7 @@
 """The guard that comes with the package: what it is, and what it decides in cases that leave no doubt.
 
 The cases were written before the guard's first result was seen, and none was dropped: the one that it gets wrong is marked so.
-Its threshold is set for one false alarm in a hundred, and most attacks lie below it: the cases are judged with
+Its threshold is set for one false alarm in a hundred, and many attacks lie near it: the cases are judged with
 `ask_threshold=0.5`, where a person is asked about what it is less sure of.
 """
 

@@ -13,14 +13,9 @@ from tiny_model import tiny_model
 from toolemu_files import write_toolemu
 
 from mosaic_guard import Trajectory, read_traces
-from mosaic_guard_training.evaluation.toolemu_ranking import (
-    RankingSettings,
-    accuracy,
-    bootstrap,
-    main,
-    rights,
-)
+from mosaic_guard_training.evaluation.toolemu_ranking import RankingSettings, main
 from mosaic_guard_training.evaluation.toolemu_rows import group_row
+from mosaic_guard_training.evaluation.trajectory_ranking import Accuracy, accuracy, bootstrap, rights
 from mosaic_guard_training.importing import ImportingError, import_files
 from mosaic_guard_training.importing import main as import_main
 from mosaic_guard_training.sources.toolemu import (
@@ -184,12 +179,12 @@ def test_the_tokens_of_a_trajectory_see_what_they_saw() -> None:
 def test_accuracy_counts_ties_half_and_draws_whole_cases(tmp_path: Path) -> None:
     pairs = agreed_pairs(trajectories(tmp_path))
     known = {t.id: float(t.outcome.harmful or 0) for pair in pairs for t in pair if t.outcome}
-    assert accuracy(known, pairs) == {"value": 1.0, "interval": (1.0, 1.0)}
-    assert accuracy(dict.fromkeys(known, 0.0), pairs)["value"] == 0.5
-    assert accuracy({key: -value for key, value in known.items()}, pairs)["value"] == 0.0
+    assert accuracy(known, pairs) == Accuracy(1.0, (1.0, 1.0))
+    assert accuracy(dict.fromkeys(known, 0.0), pairs).value == 0.5
+    assert accuracy({key: -value for key, value in known.items()}, pairs).value == 0.0
     half = {key: value if "case_0/" in key or "case_1/" in key else 0.5 for key, value in known.items()}
-    low, high = accuracy(half, pairs)["interval"]
-    assert low < 0.625 == accuracy(half, pairs)["value"] < high
+    low, high = accuracy(half, pairs).interval
+    assert low < 0.625 == accuracy(half, pairs).value < high
     gain = [rights(known, pairs), rights(half, pairs)]
     assert bootstrap(gain, lambda a, b: sum(map(sum, a)) - sum(map(sum, b)), draws=200)[0] >= 0
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from training_traces import WORDS, losses_of, step, trajectories, trajectory
 
 from mosaic_guard import Outcome, Trajectory
-from mosaic_guard_training.budget import Budget, lopsided
+from mosaic_guard_training.budget import Budget, dealt, lopsided
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.pairs import KINDS, PreferencePair, Side, build_pairs, taught
 from mosaic_guard_training.tokens import (
@@ -162,6 +162,18 @@ def test_a_budget_takes_as_much_as_fits() -> None:
     found = [example(kind, 10) for kind in KINDS for _ in range(20)]
     assert [len(Budget(pairs=n).select(found, 0)) for n in (1, 3, 30, 100)] == [1, 3, 30, 60]
     assert len(Budget(tokens=95).select(found, 0)) == 9
+
+
+@given(examples, st.integers(0, 5))
+def test_directions_are_dealt_evenly(found: list, seed: int) -> None:
+    order = dealt(found, seed)
+    assert sorted(map(id, order)) == sorted(map(id, found))
+    assert order == dealt(found, seed)
+    for end in range(1, len(order)):
+        for kind in KINDS:
+            share = sum(pair.kind == kind for pair, _ in found) / len(found)
+            taken = sum(pair.kind == kind for pair, _ in order[:end])
+            assert abs(taken - share * end) < len(KINDS)
 
 
 def judged(kind: str, word: str) -> PreferencePair:

@@ -31,7 +31,7 @@ class JudgedCall(ProposedCall):
 
     Attributes:
         verdict: `act`, `refuse` or `ask`; None where the run ended before a decision.
-        p_refuse: The guard model's probability of refusal in [0, 1]; None where no model was asked.
+        p_refuse: The guard's probability of refusal in [0, 1]; None where no model was asked.
         source: Who decided: `model`, `policy`, `threshold` or `error`.
     """
 

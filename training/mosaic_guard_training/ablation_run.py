@@ -45,7 +45,7 @@ def prepare(run: Run, place: Path, start: Path | None) -> Path | None:
     from mosaic_guard.models.weights import DEFAULT_BASE
 
     file = place / "preferences.jsonl"
-    if run.arm["method"] == "grpo" or (place / "guard" / "manifest.json").exists():
+    if run.arm["method"] == "grpo":
         return None
     if not file.exists():
         base = run.trial.get("base_model") or DEFAULT_BASE
@@ -165,7 +165,7 @@ def _did(task: GradedTask, trajectory: Trajectory) -> dict[str, Any]:
         "kind": task.kind,
         "wanted": [payment.wanted for payment in task.payments],
         "ran": [decision.verdict == "act" for decision in step.decisions],
-        "p_refuse": [None if d.p_refuse is None else round(d.p_refuse, 6) for d in step.decisions],
+        "p_refuse": [decision.p_refuse for decision in step.decisions],
         "checked": step.safety_thoughts is not None,
         "written": sum(len(piece.ids) for piece in step.pieces if piece.kind == "sampled"),
         "seconds": round(sum(step.seconds.values()), 3),

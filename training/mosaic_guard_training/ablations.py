@@ -260,13 +260,21 @@ class Ablations:
         if run.arm["method"] != "sft":
             warm = warm_start(run.arm["form"], run.seed, self._settings)
             if not (self._guard(warm) / "adapter").exists():
+                if self.result(warm) is not None:
+                    raise TrainingError(
+                        f"{str(self._guard(warm))!r} is gone, which other runs of this seed started from: put it back, or "
+                        f"remove the results of seed {run.seed} and make them all again"
+                    )
                 self._make(warm)
             start = self._guard(warm)
         began = time.monotonic()
-        data = prepare(run, place, start)
-        prepared = time.monotonic() - began
-        train(settings_of(run, place, start, data), self._console)
-        gc.collect()  # trainers hold the model in cycles
+        prepared = 0.0
+        # One that was cut off while it was tried out is trained.
+        if not (self._guard(run) / "manifest.json").exists():
+            data = prepare(run, place, start)
+            prepared = time.monotonic() - began
+            train(settings_of(run, place, start, data), self._console)
+            gc.collect()  # trainers hold the model in cycles
         began = time.monotonic()
         tried = try_out(run, self._guard(run))
         manifest = json.loads((self._guard(run) / "manifest.json").read_text(encoding="utf-8"))

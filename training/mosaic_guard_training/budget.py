@@ -80,6 +80,27 @@ class Budget:
         return [examples[i] for i in sorted(taken)]
 
 
+def dealt(examples: Sequence[Example], seed: int) -> list[Example]:
+    """The examples in an order in which each kind and direction is spread evenly, each in random order.
+
+    A batch of pairs that all teach to act moves every verdict towards act, and the next one back; together they cancel in
+    all but what tells the calls apart.
+
+    Args:
+        examples: Pairs with their rows.
+        seed: Decides the order of each kind and direction.
+    """
+    ways: dict[Way, list[Example]] = {}
+    for example in examples:
+        pair = example[0]
+        ways.setdefault((_GROUPS.get(pair.kind, pair.kind), taught(pair)), []).append(example)
+    places: list[tuple[float, int, Example]] = []
+    for number, ((group, way), members) in enumerate(sorted(ways.items(), key=lambda each: str(each[0]))):
+        random.Random(f"{seed}\0dealt\0{group} {way}").shuffle(members)
+        places += [((at + 0.5) / len(members), number, example) for at, example in enumerate(members)]
+    return [example for *_, example in sorted(places, key=lambda each: each[:2])]
+
+
 def lopsided(pairs: Iterable[PreferencePair]) -> str | None:
     """A warning if the pairs mostly teach one direction; None if they do not.
 

@@ -73,6 +73,12 @@ class LessonSettings:
     plan_tokens: int = setting("most tokens of a plan", default=40, low=1, high=10**4)
     safety_tokens: int = setting("most tokens of the safety thoughts", default=48, low=1, high=10**4)
     limit: int | None = setting("run at most this many tasks, drawn at random", default=None, low=1, high=10**9)
+    midway: float = setting(
+        "share of the tasks in whose middle the guard comes in: it has judged no step of what stands there already",
+        default=0.0,
+        low=0.0,
+        high=1.0,
+    )
     attacks: int = setting(
         "agentdojo: how many of our templates each pair of tasks is attacked with", default=2, low=0, high=1000
     )
@@ -205,7 +211,9 @@ def teach(settings: LessonSettings, *, to_learn: bool = True) -> Lessons:
     for lesson in lessons:
         if lesson.id not in result.failed:
             _count(result, settings.output / file_name(lesson.id))
-    told = {name: getattr(settings, name) for name in ("tasks", "check", "plan", "plan_tokens", "safety_tokens")}
+    told = {
+        name: getattr(settings, name) for name in ("tasks", "check", "plan", "plan_tokens", "safety_tokens", "midway")
+    }
     write_json(settings.output / NOTE, {**told, "to_learn": to_learn, "counts": dict(result.counts)})
     return result
 
@@ -256,9 +264,15 @@ def _count(result: Lessons, file: Path) -> None:
 
 @dataclass(frozen=True)
 class _TaskLesson:
-    """A task's scripted agent."""
+    """A task's scripted agent.
+
+    Attributes:
+        task: What it plays.
+        midway: How likely it is that the guard comes in later than at the first step.
+    """
 
     task: Task
+    midway: float = 0.0
 
     @property
     def id(self) -> str:
@@ -269,7 +283,20 @@ class _TaskLesson:
         return [call_key(call.name, call.args) in harmful for call in step.calls]
 
     def run(self, guard: Guard, trace: TraceWriter) -> None:
-        trace.outcome(self.id, play(self.task, simulate(self.task), guard, trace, trajectory=self.id))
+        made = simulate(self.task, begun=self.begun())
+        trace.outcome(self.id, play(self.task, made, guard, trace, trajectory=self.id))
+
+    def begun(self) -> int:
+        """How many turns of the script come before the guard does: harmless ones, and not all; drawn, alike in every run."""
+        rng = random.Random(f"midway {self.id}")
+        turns = self.task.script
+        harmful = (at for at, turn in enumerate(turns) if any(call.harmful for call in turn.calls))
+        # Also ends before the last turn, and where the user speaks again.
+        latest = next((at for at, turn in enumerate(turns) if not turn.calls), len(turns)) - 1
+        latest = min(next(harmful, latest), latest)
+        if latest < 1 or rng.random() >= self.midway:
+            return 0
+        return latest if rng.random() < 0.5 else rng.randint(1, latest)
 
 
 def _lessons(settings: LessonSettings, to_learn: bool) -> Iterator[Lesson]:
@@ -286,7 +313,7 @@ def _lessons(settings: LessonSettings, to_learn: bool) -> Iterator[Lesson]:
         if to_learn:
             refuse_held_out([task.id, task.environment])
         if task.script:
-            yield _TaskLesson(task)
+            yield _TaskLesson(task, settings.midway)
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> LessonSettings:

@@ -22,6 +22,7 @@ GUARD_DEFAULTS: Mapping[str, Any] = {
     "plan": "written",
     "threshold": 0.5,
     "limits": asdict(Limits()),
+    "evidence_model": "",
 }
 """The options of `Guard` that a trained guard keeps of those that it learnt from, as they are where nobody says anything."""
 

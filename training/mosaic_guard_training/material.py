@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mosaic_guard_training.budget import Budget, lopsided
+from mosaic_guard_training.budget import Budget, dealt, lopsided
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.pairs import KINDS, PreferencePair, Side
 from mosaic_guard_training.preference_file import read_preference_records
@@ -91,7 +91,7 @@ def from_pairs(pairs: Sequence[PreferencePair], settings: TrainSettings, limit: 
         return _material(sides, counts, sides, left_out)
     if warning := lopsided(pair for pair, _ in chosen):
         left_out.append(f"warning: {warning}")
-    paired = [row for _, row in chosen]
+    paired = [row for _, row in dealt(chosen, settings.seed)]
     return _material(paired, counts, paired, left_out)
 
 

@@ -2,18 +2,24 @@
 
     python -m mosaic_guard_training.reproduce --data DIR --output runs/guard [--stage sft]
 
-    tasks      a mixture of the sources, of the training side and of the one held back for development
-    lessons    both, as traces in which the guard says what it should
+    tasks      a mixture of the sources, of the training side and of the one held back for development; ordinary work (BFCL's
+               conversations)
+    lessons    all three, as traces in which the guard says what it should
     sft        training on the former
-    calibrate  the threshold, from the latter
+    suites     where some are named: training goes on with lessons of AgentDojo's suites, and some of the former once more
+    calibrate  an evidence model, weighed on the lessons held back, and the threshold of both, from ordinary work
     release    the guard in the form in which it ships, in OUTPUT/shipped
 
-The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage).
+The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage). The guard that
+ships has learnt from no suite of AgentDojo, so that all of them measure it. `--suites workspace` makes another, which `banking`
+measures, from the same SFT; what is made of it stands in OUTPUT beside the first, with the suite's name at its end.
 """
 
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +28,21 @@ from typing import Any, Literal
 
 import yaml
 
+from mosaic_guard import EvidenceModel
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.options import parse, setting
-from mosaic_guard_training.outputs import Output, data_digest, trace_files
+from mosaic_guard_training.outputs import Output, trace_files
 
 RECIPE = Path(__file__).parent / "recipes" / "guard"
 SIDES = ("train", "dev")
+BENIGN = "benign"
+"""Names the tasks and the lessons of ordinary work that the threshold is taken from."""
+
+SUITES = ("workspace", "banking")
+"""AgentDojo's suites that may be learnt from."""
+
+AGAIN = 200
+"""How many of the first lessons are read again with those of the suites, so that they are not forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +53,32 @@ class ReproduceSettings:
         "directory that holds the sources' directories; each module of sources/ says where its files are published"
     )
     output: Path = setting("directory of all that is made; a stage that is there already is left as it is")
-    stage: Literal["all", "tasks", "lessons", "sft", "calibrate", "release"] = setting(
+    stage: Literal["all", "tasks", "lessons", "sft", "suites", "calibrate", "release"] = setting(
         "the one stage to run; the stages before it must be there", default="all"
     )
+    suites: str = setting(
+        "AgentDojo's suites that are learnt from last, separated by commas; 'none' for none", default="none"
+    )
     settings: Path = setting("directory with the stages' settings", default=RECIPE)
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.learnt if name not in SUITES]:
+            raise ValueError(f"--suites must be some of {','.join(SUITES)}, or none, not {unknown[0]!r}")
+
+    @property
+    def learnt(self) -> list[str]:
+        """The suites."""
+        named = dict.fromkeys(name.strip() for name in self.suites.split(","))
+        return [] if self.suites.strip() == "none" else list(named)
+
+    def place(self, name: str) -> Path:
+        """Where something goes that the suites have a part in: their names are at its end."""
+        return self.output / "-".join([name, *sorted(self.learnt)])
+
+    @property
+    def guard(self) -> Path:
+        """The last guard that is trained."""
+        return self.place("guard-suites") if self.learnt else self.output / "guard"
 
 
 def _tasks(settings: ReproduceSettings) -> int:
@@ -51,17 +88,21 @@ def _tasks(settings: ReproduceSettings) -> int:
     for side in SIDES:
         file = settings.output / f"{side}.jsonl"
         counted = ["--count", str(recipe[side]), "--seed", str(recipe["seed"])]
+        counted += ["--join"] * (side in recipe.get("join", ()))
         if not file.exists() and (
             code := main(["mixture", "--data", str(settings.data), "--split", side, *counted, "--output", str(file)])
         ):
             return code
-    return 0
+    file = settings.output / f"{BENIGN}.jsonl"
+    if file.exists():
+        return 0
+    return main(["bfcl_conversations", "--data", str(settings.data), "--output", str(file)])
 
 
 def _lessons(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.lessons import main
 
-    for side in SIDES:
+    for side in (*SIDES, BENIGN):
         where = [
             "--tasks",
             str(settings.output / f"{side}.jsonl"),
@@ -85,34 +126,72 @@ def _sft(settings: ReproduceSettings) -> int:
     return main(["--recipe", str(settings.settings / "sft.yaml"), *where, *resume])
 
 
-def _calibrate(settings: ReproduceSettings) -> int:
-    from mosaic_guard_training.calibrate import main
+def _suites(settings: ReproduceSettings) -> int:
+    from mosaic_guard.train import main
+    from mosaic_guard_training.lessons import main as write_lessons
 
-    traces = settings.output / "lessons-dev"
-    if Output(settings.output / "guard").manifest.exists():
-        known = json.loads(Output(settings.output / "guard").manifest.read_text(encoding="utf-8"))
-        recipe = yaml.safe_load((settings.settings / "calibrate.yaml").read_text(encoding="utf-8"))
-        wanted = {
-            "data": data_digest(trace_files(traces)),
-            "rate": recipe["rate"],
-            "without": recipe.get("without", []),
-        }
-        if all(known.get("calibration", {}).get(key) == value for key, value in wanted.items()):
+    guard = Output(settings.guard)
+    if not settings.learnt or guard.manifest.exists():
+        return 0
+    parts = [settings.output / f"lessons-{suite}" for suite in settings.learnt]
+    for suite, part in zip(settings.learnt, parts, strict=True):
+        where = ["--tasks", f"agentdojo:{suite}", "--output", str(part)]
+        if (code := write_lessons(["--recipe", str(settings.settings / "suite_lessons.yaml"), *where])) > 1:
+            return code
+    first = trace_files(settings.output / "lessons-train")
+    again = random.Random(0).sample(first, min(AGAIN, len(first)))
+    traces = settings.place("lessons-suites")
+    if not guard.checkpoints.is_dir():
+        shutil.rmtree(traces, ignore_errors=True)
+    traces.mkdir(mode=0o700, exist_ok=True)
+    for file in [*(file for part in parts for file in trace_files(part)), *again]:
+        shutil.copy(file, traces / file.name)
+    where = ["--traces", str(traces), "--adapter", str(settings.output / "guard"), "--output", str(guard.root)]
+    resume = ["--resume"] if guard.checkpoints.is_dir() else []
+    return main(["--recipe", str(settings.settings / "suites.yaml"), *where, *resume])
+
+
+def _calibrate(settings: ReproduceSettings) -> int:
+    from mosaic_guard_training.calibrate import CalibrationSettings, main, read_from
+    from mosaic_guard_training.options import read_recipe
+
+    lessons = {
+        "traces": settings.output / "lessons-dev",
+        "benign": settings.output / f"lessons-{BENIGN}",
+        "learn": settings.output / "lessons-train",
+    }
+    recipe = settings.settings / "calibrate.yaml"
+    if Output(settings.guard).manifest.exists():
+        known = json.loads(Output(settings.guard).manifest.read_text(encoding="utf-8"))
+        asked = CalibrationSettings(guard=settings.guard, **lessons, **read_recipe(CalibrationSettings, recipe))
+        wanted = {"rate": asked.rate, **read_from(asked)}
+        if all(known.get("calibration", {}).get(key) == value for key, value in wanted.items()) and _readable(known):
             return 0
-    where = ["--guard", str(settings.output / "guard"), "--traces", str(traces)]
-    return main(["--recipe", str(settings.settings / "calibrate.yaml"), *where])
+    where = [part for key, path in lessons.items() for part in (f"--{key}", str(path))]
+    return main(["--recipe", str(recipe), "--guard", str(settings.guard), *where])
+
+
+def _readable(manifest: Mapping[str, Any]) -> bool:
+    """Whether the evidence model in a manifest, if there is one, is of this version."""
+    try:
+        if text := manifest["guard_options"].get("evidence_model"):
+            EvidenceModel.from_text(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _release(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.release import main
 
-    return main(["--guard", str(settings.output / "guard"), "--output", str(settings.output / "shipped")])
+    return main(["--guard", str(settings.guard), "--output", str(settings.place("shipped"))])
 
 
 STAGES: Mapping[str, Callable[[ReproduceSettings], int]] = {
     "tasks": _tasks,
     "lessons": _lessons,
     "sft": _sft,
+    "suites": _suites,
     "calibrate": _calibrate,
     "release": _release,
 }

@@ -104,6 +104,11 @@ class TrainSettings:
     )
     length_weight: float = setting("grpo: weight of the penalty on length; 0 for none", default=1.0, low=0.0)
     free_length: int = setting("grpo: tokens that a trajectory's guard may write unpunished", default=400, low=1)
+    scale_rewards: Literal["group", "batch", "none"] = setting(
+        "grpo: what a reward's distance from its group's mean is divided by: the spread within the group, as in the paper, "
+        "within the batch, so that groups that differ little teach little, or nothing",
+        default="group",
+    )
     kl: float = setting("grpo: weight of the distance to the guard it starts from; 0 for none", default=0.0, low=0.0)
 
     tune: Literal["lora", "qlora", "full"] = setting(

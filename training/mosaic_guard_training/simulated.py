@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -93,18 +93,21 @@ class ScriptedAgent(BaseChatModel):
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         at = sum(isinstance(m, AIMessage) and str(m.id).startswith(_SCRIPTED) for m in messages)
-        name = f"{_SCRIPTED}{at}"
         if at < len(self.task.script):
-            turn = self.task.script[at]
-            calls = [
-                {"name": call.tool, "args": dict(call.args), "id": self._id(at, index)}
-                for index, call in enumerate(turn.calls)
-            ]
-            said = AIMessage(turn.text, tool_calls=calls, id=name)
+            said = self.turn(at)
         else:
             done = all(call.ran for call in label_calls(self.task, messages) if not call.harmful)
-            said = AIMessage(self.task.answer if done else GAVE_UP, id=name)
+            said = AIMessage(self.task.answer if done else GAVE_UP, id=f"{_SCRIPTED}{at}")
         return ChatResult(generations=[ChatGeneration(message=said)])
+
+    def turn(self, at: int) -> AIMessage:
+        """What it says in a turn of the script, from 0."""
+        turn = self.task.script[at]
+        calls = [
+            {"name": call.tool, "args": dict(call.args), "id": self._id(at, index)}
+            for index, call in enumerate(turn.calls)
+        ]
+        return AIMessage(turn.text, tool_calls=calls, id=f"{_SCRIPTED}{at}")
 
     def _id(self, turn: int, index: int) -> str:
         # Says nothing about whose call it is.
@@ -182,23 +185,28 @@ class Simulation:
         task: What it is.
         graph: The agent, without a guard.
         input: What the graph is given, one input per request.
+        begun: How many turns of the script are history already: steps are counted from there.
     """
 
     task: Task
     graph: Any
     input: Sequence[Any]
+    begun: int = 0
 
     def grade(self, messages: Sequence[BaseMessage]) -> Outcome:
         """What became of the run that these messages are the history of."""
-        return grade(self.task, messages)
+        found = grade(self.task, messages)
+        return replace(found, harmful_calls=[(step - self.begun, index) for step, index in found.harmful_calls])
 
 
-def simulate(task: Task, agent: BaseChatModel | None = None) -> Simulation:
+def simulate(task: Task, agent: BaseChatModel | None = None, begun: int = 0) -> Simulation:
     """LangChain's `create_agent` with the task's system prompt and tools.
 
     Args:
         task: What to run.
         agent: The agent's chat model; None for the one that plays the script.
+        begun: How many turns of the script are history already, with their results, when the run begins: nobody judges
+            them. They must belong to the first request.
     """
     from langchain.agents import create_agent
     from langgraph.checkpoint.memory import InMemorySaver
@@ -210,7 +218,22 @@ def simulate(task: Task, agent: BaseChatModel | None = None) -> Simulation:
         # What the guard remembers lasts from one request to the next only where a thread is kept.
         checkpointer=InMemorySaver() if len(task.user) > 1 else None,
     )
-    return Simulation(task, graph, [{"messages": [HumanMessage(request)]} for request in task.user])
+    given = [
+        [HumanMessage(request), *(_history(task, begun) if at == 0 else ())] for at, request in enumerate(task.user)
+    ]
+    return Simulation(task, graph, [{"messages": messages} for messages in given], begun)
+
+
+def _history(task: Task, turns: int) -> Iterator[BaseMessage]:
+    """The first turns of a script, with what its tools answer."""
+    agent = ScriptedAgent(task=task)
+    for at in range(turns):
+        said = agent.turn(at)
+        yield said
+        for call in said.tool_calls:
+            yield ToolMessage(
+                canned_result(task, call["name"], call["args"]), tool_call_id=call["id"], name=call["name"]
+            )
 
 
 def _match(task: Task, tool: str, args: Any) -> tuple[TaskCall | None, bool | None]:

@@ -107,7 +107,14 @@ def _dpo(made: dict[str, Any], common: dict[str, Any], settings: TrainSettings, 
 
     from mosaic_guard_training.dpo import PairCollator, TrajectoryDPOTrainer
 
-    config = DPOConfig(**common, beta=settings.beta, max_length=None, precompute_ref_log_probs=True)
+    config = DPOConfig(
+        **common,
+        beta=settings.beta,
+        max_length=None,
+        precompute_ref_log_probs=True,
+        # The rows are dealt already: see `budget.dealt`.
+        train_sampling_strategy="sequential",
+    )
     return TrajectoryDPOTrainer(**made, args=config, train_dataset=data, data_collator=PairCollator(pad))
 
 
@@ -156,6 +163,7 @@ def _grpo(made: dict[str, Any], common: dict[str, Any], settings: TrainSettings,
         **common,
         num_generations=settings.rollouts,
         beta=settings.kl,
+        scale_rewards=settings.scale_rewards,
         reward_weights=[weight for _, weight in rewards(settings)],
         log_completions=False,
     )

@@ -70,7 +70,7 @@ class FormTeacher(HindsightModel):
             return None
         named = {"user": "the user", "result": "a result", "agent": "the agent", "nowhere": "nowhere"}
         origins = [
-            next((o.kind for o in known.origins if o.argument == "to"), "nowhere") for known in prompt.step.evidence
+            next((o.vouched for o in known.origins if o.argument == "to"), "nowhere") for known in prompt.step.evidence
         ]
         text = ", ".join(f"{i} from {named[kind]}" for i, kind in enumerate(origins, 1))
         return text if self.count(text) <= prompt.limits.safety else None

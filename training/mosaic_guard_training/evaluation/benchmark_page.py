@@ -37,9 +37,9 @@ def _lines(report: AllReport) -> Iterator[str]:
     settings, steps = report.settings, report.steps
     guard = next(iter(steps.weights))
     yield from ("# Benchmarks", "")
-    yield f"Written by `{_command(report)}`, weights `{steps.weights[guard][:12]}`. The recipe of the"
-    yield "guard that ships trains on none of these sets; a guard of another recipe may. Every rate stands beside its opposite:"
-    yield "a guard that refuses everything stops all."
+    yield f"Written by `{_command(report)}`, weights `{steps.weights[guard][:12]}`. Which of these"
+    yield "sets a guard has learnt from, its model card says. Every rate stands beside its opposite: a guard that refuses"
+    yield "everything stops all."
     yield from ("", "| set | what it is | harmful calls | harmless calls |", "|---|---|---:|---:|")
     for name, each in report.benchmarks.items():
         row = _row(report, name, ALL)
@@ -70,6 +70,15 @@ def _lines(report: AllReport) -> Iterator[str]:
         if row.harmful and row.harmless:
             yield f"| {name} | {' | '.join(estimate_cell(row.rates[each].auc, '<br>') for each in names)} |"
     yield from ("", "![Harmful calls stopped and harmless ones refused](rates.svg)", "")
+    if report.toolemu is not None:
+        yield from ("## Whole trajectories: ToolEmu's held-out cases", "")
+        yield f"{report.toolemu.pairs} pairs of trajectories of {report.toolemu.cases} cases on whose safety its judges agree,"
+        yield "ranked by the highest P(refuse) along each. Other people's agents, no attacks: what is unsafe there, a user"
+        yield "mostly asked for."
+        yield from ("", "| ranked by | pairs ranked right |", "|---|---:|")
+        for name, found in report.toolemu.accuracies.items():
+            yield f"| {name} | {found.value:.2f}<br>{found.interval[0]:.2f}–{found.interval[1]:.2f} |"
+        yield ""
     if report.runs:
         yield from (
             "## Whole runs",
@@ -108,6 +117,7 @@ def _record(report: AllReport) -> dict[str, Any]:
         "weights": dict(report.steps.weights),
         "thresholds": dict(report.steps.thresholds),
         "rows": [row_record(row) for row in report.steps.rows],
+        "toolemu": None if report.toolemu is None else asdict(report.toolemu),
         "runs": [
             {"suite": each.suite, "attack": each.attack, "summaries": [s.to_dict() for s in each.summaries]}
             for each in report.runs

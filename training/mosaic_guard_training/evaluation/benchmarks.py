@@ -1,4 +1,8 @@
-"""The sets of labelled calls that every guard is measured on; the recipe of the guard that ships trains on none of them.
+"""The sets of labelled calls that every guard is measured on.
+
+The recipe of the guard that ships learns from none of them. Its threshold is taken from BFCL's conversations, and the three
+agents of ASB are among the lessons that its evidence model is weighed on. A guard that has learnt from a suite of AgentDojo
+(`reproduce --suites`) is to be measured on the other.
 
 Each is written as lessons (`lessons.py`) in the mode of the guard that is measured, so that it reads what it reads at work.
 Those of public data need `--data`, as `sources/` does; AgentDojo's suites need the extra `agentdojo` alone. `travel` and
@@ -68,14 +72,17 @@ FROM_DATA: Mapping[str, Benchmark] = {
         _of(injecagent, "test"),
     ),
     "asb": Benchmark(
-        "Agent Security Bench: three agents held back from training, though not from the threshold; no arguments",
+        "Agent Security Bench: three agents held back from training, though not from weighing evidence; no arguments",
         _of(asb, "dev"),
     ),
     "agentalign": Benchmark(
         "AgentAlign: harmful requests in categories held back, and ordinary ones, some for tools that are trained on",
         _of(agentalign, "test"),
     ),
-    "bfcl-conversations": Benchmark("BFCL multi_turn_base, ids 0 to 99: ordinary work", bfcl_conversations.tasks),
+    "bfcl-conversations": Benchmark(
+        "BFCL multi_turn_base, ids 0 to 99: ordinary work; all 100 set the threshold of the guard that ships",
+        bfcl_conversations.tasks,
+    ),
     "agent-threat-bench": Benchmark("an inbox and a support desk under attack", agent_threat_bench.tasks),
 }
 """By name, what needs the sources' files."""

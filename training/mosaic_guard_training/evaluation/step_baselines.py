@@ -18,7 +18,7 @@ Predictor = Callable[[Sequence[LabelledCall]], list[float]]
 
 FITTED = {
     "words": "TF-IDF of one and two words of what the guard reads and of the call, logistic regression",
-    "evidence": "logistic regression on a dozen numbers that evidence gives, without a model",
+    "evidence": "logistic regression on the numbers that evidence gives, without a model",
     "position": "logistic regression on the number of the step and of the results so far",
 }
 """The fitted baselines by name, and what each is."""

@@ -17,6 +17,7 @@ from langchain_core.messages import ToolMessage
 
 from mosaic_guard._decision import canonical_json
 from mosaic_guard._evidence import gather_evidence, is_refusal
+from mosaic_guard._evidence_numbers import evidence_numbers
 from mosaic_guard._trace import read_traces
 from mosaic_guard._transcript import Limits, WindowError, build_prompt
 from mosaic_guard_training.evaluation.baselines import BASELINES, verdicts
@@ -28,7 +29,6 @@ from mosaic_guard_training.sources.leaks import family_of, scenario_of
 
 if TYPE_CHECKING:
     from mosaic_guard._decision import Step
-    from mosaic_guard._evidence import CallEvidence
     from mosaic_guard._trace import Trajectory
 
 DOJO = "agentdojo/"
@@ -167,7 +167,7 @@ def labelled_calls(trajectories: Iterable[Trajectory]) -> Iterator[LabelledCall]
                     harmful,
                     text,
                     f"{call.name.replace('_', ' ')} {canonical_json(call.args)}",
-                    evidence_numbers(evidence),
+                    evidence_numbers(step.messages, call, evidence),
                     (float(record.step), float(results)),
                     {name: float(each[call.index] == "refuse") for name, each in said.items()},
                 )
@@ -184,22 +184,6 @@ def group_of(trajectory: Trajectory) -> str:
     if name.startswith(("asb/", "agentalign/")):
         return "/".join(name.split("/")[:2])
     return family_of(name if labels_of(trajectory) else trajectory.task)
-
-
-def evidence_numbers(evidence: CallEvidence) -> tuple[float, ...]:
-    """A dozen numbers that say what `gather_evidence` found about one call.
-
-    Returns:
-        The share of its values of each origin (user, operator, result, agent, nowhere), whether it has any; the overlap with
-        the user's nearest words and with the nearest untrusted passage, their difference, whether that passage is an
-        instruction, the overlap if it is, and `CallEvidence.asked_by_results`.
-    """
-    kinds = [origin.kind for origin in evidence.origins]
-    shares = [kinds.count(kind) / max(len(kinds), 1) for kind in ("user", "operator", "result", "agent", "nowhere")]
-    user = evidence.user_words.overlap if evidence.user_words else 0.0
-    theirs = evidence.untrusted.overlap if evidence.untrusted else 0.0
-    told = float(evidence.untrusted is not None and evidence.untrusted.instruction)
-    return (*shares, float(bool(kinds)), user, theirs, theirs - user, told, told * theirs, evidence.asked_by_results)
 
 
 def _labels(trajectory: Trajectory) -> dict[tuple[int, int], bool]:

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mosaic_guard._evidence_model import EvidenceModel
 from mosaic_guard_training.evaluation.labelled import score_traces
 from mosaic_guard_training.evaluation.step_calls import Key, TraceSet
 from mosaic_guard_training.outputs import data_digest, read_losses
@@ -66,13 +67,19 @@ class ScoredGuard:
 
     def untuned(self) -> ScoredGuard:
         """Its base model alone, in the same mode, with `Guard`'s own threshold."""
-        kept = {key: value for key, value in self.options.items() if key != "threshold"}
+        kept = {key: value for key, value in self.options.items() if key not in ("threshold", "evidence_model")}
         return ScoredGuard(UNTRAINED, self.base, None, kept)
 
     @property
     def threshold(self) -> float:
         """Where it refuses."""
         return float(self.options.get("threshold", 0.5))
+
+    @cached_property
+    def evidence_model(self) -> EvidenceModel | None:
+        """What weighs its model's word; None for nothing."""
+        text = self.options.get("evidence_model")
+        return EvidenceModel.from_text(text) if text else None
 
     @cached_property
     def weights(self) -> str:
@@ -124,6 +131,14 @@ def guard_scores(guard: ScoredGuard, traces: TraceSet, output: Path, *, progress
                 stream.write(_line(name, calls))
                 stream.flush()
     found = {(name, step, call): float(p) for name, calls in done.items() for step, call, p in calls}
+    # What is kept of lessons is the model's own word; what is replayed was weighed by the guard.
+    weigher, lessons = guard.evidence_model, {each.id for each in traces.lessons}
+    if weigher is not None:
+        found |= {
+            call.key: weigher.weigh(found[call.key], call.evidence)
+            for call in traces.calls
+            if call.trajectory in lessons
+        }
     return {call.key: found[call.key] for call in traces.calls}
 
 

@@ -20,20 +20,27 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mosaic_guard import Guard
+from mosaic_guard._guard import PlanMode
 from mosaic_guard._trace import Trajectory, read_traces
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.evaluation.toolemu_rows import RowLimits, training_rows
+from mosaic_guard_training.evaluation.trajectory_ranking import (
+    Pair,
+    accuracy,
+    bootstrap,
+    highest,
+    mean_right,
+    rights,
+    some_pairs,
+)
 from mosaic_guard_training.importing import ImportingError, import_files
-from mosaic_guard_training.replay import score
 from mosaic_guard_training.sources.toolemu import agreed_pairs, families, read_cases, split_cases
-
-Pair = tuple[Trajectory, Trajectory]
-"""(safer, less safe)."""
 
 
 @dataclass(frozen=True)
@@ -116,25 +123,9 @@ def load(settings: RankingSettings) -> Cases:
     return Cases(
         [trajectory for name in train for trajectory in by_case[name]],
         pairs,
-        _sample(pairs, settings.evaluated, settings.seed),
+        some_pairs(pairs, settings.evaluated, settings.seed),
         {name for name in test if not kits[name] & used},
     )
-
-
-def _sample(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
-    """All pairs among `most` trajectories of each case, which are those of random pairs of the case."""
-    by_case: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_case.setdefault(pair[0].task, []).append(pair)
-    chosen: set[str] = set()
-    for case, members in by_case.items():
-        taken: set[str] = set()
-        for pair in random.Random(f"{seed}\0{case}").sample(members, len(members)):
-            both = taken | {side.id for side in pair}
-            if len(both) <= most:
-                taken = both
-        chosen |= taken
-    return [pair for pair in pairs if all(side.id in chosen for side in pair)]
 
 
 def train_guard(settings: RankingSettings, cases: Cases) -> dict[str, Any]:
@@ -189,35 +180,16 @@ def train_guard(settings: RankingSettings, cases: Cases) -> dict[str, Any]:
 
 def guard_scores(settings: RankingSettings, cases: Cases, adapter: Path | None) -> dict[str, float]:
     """The highest P(refuse) along each trajectory of the sample, kept in `output/scores-*.jsonl`; by id."""
-    from mosaic_guard_training.outputs import read_losses
 
-    name = f"scores-{'before' if adapter is None else 'after'}-{settings.plan}.jsonl"
-    file = settings.output / name
-    # The reader leaves out a torn last line; it is taken off the file too, so that the next one does not join it.
-    done = {entry["id"]: entry for entry in read_losses(file)}
-    file.write_text("".join(json.dumps(entry) + "\n" for entry in done.values()))
-    todo = {side.id: side for pair in cases.sample for side in pair if side.id not in done}
-    if todo:
-        from mosaic_guard import Guard
+    def guard() -> Guard:
         from mosaic_guard.models.local import LocalGuardModel
 
-        model = LocalGuardModel(settings.base, adapter=adapter)
-        # At threshold 1 every call acts, as it did: the transcript is the one of training.
-        plan = "computed" if settings.plan == "evidence" else "written"
-        guard = Guard(model, plan=plan, check="never", threshold=1.0)
-        with file.open("a", encoding="utf-8") as stream:
-            for number, trajectory in enumerate(todo.values(), 1):
-                found = score(trajectory, guard)
-                done[trajectory.id] = {"id": trajectory.id, "calls": found.calls, "failures": found.failures}
-                stream.write(json.dumps(done[trajectory.id]) + "\n")
-                stream.flush()
-                if number % 50 == 0:
-                    say(f"  {name}: {number} of {len(todo)}")
-    # A trajectory that the guard fails on ranks as one that it refuses, as it would have.
-    return {
-        key: 1.0 if entry["failures"] else max(p for step in entry["calls"] for p in step)
-        for key, entry in done.items()
-    }
+        plan: PlanMode = "computed" if settings.plan == "evidence" else "written"
+        return Guard(LocalGuardModel(settings.base, adapter=adapter), plan=plan, check="never", threshold=1.0)
+
+    file = settings.output / f"scores-{'before' if adapter is None else 'after'}-{settings.plan}.jsonl"
+    sides = {side.id: side for pair in cases.sample for side in pair}
+    return highest(guard, list(sides.values()), file, say)
 
 
 def bag_of_words(train: Sequence[Trajectory], test: Sequence[Trajectory]) -> dict[str, float]:
@@ -239,46 +211,6 @@ def _text(trajectory: Trajectory) -> str:
         lines += [str(message["data"]["content"]) for message in step.messages]
         lines += [f"{call['name']} {call['args']}" for call in step.calls]
     return "\n".join(lines)
-
-
-def accuracy(scores: Mapping[str, float], pairs: Sequence[Pair], seed: int = 0) -> dict[str, Any]:
-    """Share of pairs ranked right, with a 95 % bootstrap interval that draws whole cases.
-
-    Args:
-        scores: By trajectory id; the higher, the less safe.
-        pairs: At least one.
-        seed: Of the bootstrap.
-    """
-    by_case = rights(scores, pairs)
-    return {"value": _mean(by_case.values()), "interval": bootstrap([by_case], _mean, seed)}
-
-
-def rights(scores: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, list[float]]:
-    """For each case, 1 for each pair ranked right, ½ for a tie, 0 for one ranked wrong."""
-    found: dict[str, list[float]] = {}
-    for safer, worse in pairs:
-        mine, theirs = scores[worse.id], scores[safer.id]
-        found.setdefault(safer.task, []).append((mine > theirs) + 0.5 * (mine == theirs))
-    return found
-
-
-def _mean(groups: Any) -> float:
-    groups = list(groups)
-    return sum(map(sum, groups)) / max(sum(map(len, groups)), 1)
-
-
-def bootstrap(
-    measured: Sequence[Mapping[str, Sequence[float]]], statistic: Callable[..., float], seed: int = 0, draws: int = 5000
-) -> tuple[float, float]:
-    """95 % percentile interval of a statistic of some measurements of the same cases, cases drawn with replacement."""
-    draw = random.Random(seed)
-    names = sorted(measured[0])
-    values = []
-    for _ in range(draws):
-        again = draw.choices(names, k=len(names))
-        values.append(statistic(*([one[name] for name in again] for one in measured)))
-    values.sort()
-    return values[int(0.025 * draws)], values[int(0.975 * draws) - 1]
 
 
 def report(settings: RankingSettings) -> dict[str, Any]:
@@ -304,14 +236,18 @@ def report(settings: RankingSettings) -> dict[str, Any]:
     }
     kinds = dict(_kinds(cases))
     table = {
-        name: {kind: accuracy(scores, pairs) for kind, pairs in kinds.items() if pairs and scores.keys() >= _ids(pairs)}
+        name: {
+            kind: asdict(accuracy(scores, pairs))
+            for kind, pairs in kinds.items()
+            if pairs and scores.keys() >= _ids(pairs)
+        }
         for name, scores in rankers.items()
     }
     mine = rights(after, cases.sample)
     gains = {
         name: {
-            "value": _mean(mine.values()) - _mean(rights(scores, cases.sample).values()),
-            "interval": bootstrap([mine, rights(scores, cases.sample)], lambda a, b: _mean(a) - _mean(b)),
+            "value": mean_right(mine.values()) - mean_right(rights(scores, cases.sample).values()),
+            "interval": bootstrap([mine, rights(scores, cases.sample)], lambda a, b: mean_right(a) - mean_right(b)),
         }
         for name, scores in rankers.items()
         if name != "guard after"

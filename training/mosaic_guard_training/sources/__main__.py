@@ -18,7 +18,7 @@ from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.sources.splits import FILE, make_splits, split_of_task
 from mosaic_guard_training.tasks import Task, TaskError, write_tasks
 
-SOURCES = ("injecagent", "asb", "agent_safetybench", "agentalign", "bfcl", "composed")
+SOURCES = ("injecagent", "asb", "agent_safetybench", "agentalign", "bfcl", "bfcl_conversations", "composed")
 
 
 def tasks_of(source: str, data: Path) -> Iterator[Task]:
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=["train", "dev", "test"], help="only tasks of this side of splits.json")
     parser.add_argument("--count", type=int, default=20_000, help="mixture: about how many tasks")
     parser.add_argument("--seed", type=int, default=0, help="mixture: what is drawn")
+    parser.add_argument(
+        "--join", action="store_true", help="mixture: twins in which the user says the same as one task"
+    )
     given = parser.parse_args(arguments)
     if given.source == "mixture" and given.split is None:
         parser.error("--split: say which side the mixture is of")
@@ -62,9 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.source == "mixture":
             from mosaic_guard_training.sources.mixture import mixture
 
-            found = mixture(given.data, given.split, given.count, seed=given.seed)
+            found = mixture(given.data, given.split, given.count, seed=given.seed, join=given.join)
         else:
-            found = [task for task in tasks_of(given.source, given.data) if given.split in (None, split_of_task(task))]
+            found = [
+                task
+                for task in tasks_of(given.source, given.data)
+                if given.split is None or split_of_task(task) == given.split
+            ]
         count = write_tasks(given.output, found)
     except (TrainingError, TaskError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import yaml
@@ -133,6 +133,13 @@ def draw_carrier(rng: random.Random, kind: Kind, position: Position | None = Non
         before = after = ""
     look = rng.choice(kind.looks).format(**values)
     return Carrier(kind, tool, args, values, look, tuple(items), at, before, after, rng.choice(kind.forms))
+
+
+def another(rng: random.Random, carrier: Carrier) -> Carrier:
+    """A result of the same tool, called with other arguments."""
+    found = draw_carrier(rng, carrier.kind)
+    slots = {name.rstrip("?"): slot for names, slot in carrier.kind.args.items() for name in names.split("|")}
+    return replace(found, tool=carrier.tool, args={name: found.values[slots[name]] for name in carrier.args})
 
 
 def prose(draw: Draw, count: int, ordinary: float = 0.3) -> str:

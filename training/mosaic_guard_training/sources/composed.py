@@ -68,7 +68,8 @@ def injected(scene: Scene) -> Iterator[Task]:
     wishes = [asked.request if asked else "", wish(around.carrier, rng) if asked is None or scene.chance(0.7) else ""]
     rng.shuffle(wishes)
     base = scene.together(wishes)
-    both = scene.together([base, theirs.request] if scene.chance(0.6) else [theirs.request, base])
+    wanted = scene.reworded(theirs)
+    both = scene.together([base, wanted] if scene.chance(0.6) else [wanted, base])
     b_text, c_text = scene.planted(theirs), scene.planted(third)
     # In half of the families everybody's result asks for one thing more, which the agent does now and then.
     extra = f" {scene.planted(fourth)}" if scene.chance(0.5) else ""
@@ -103,7 +104,7 @@ def parallel(scene: Scene) -> Iterator[Task]:
     wishes = [asked.request, wish(carrier, rng) if scene.chance(0.6) else ""]
     rng.shuffle(wishes)
     base = scene.together(wishes)
-    both = scene.together([base, theirs.request])
+    both = scene.together([base, scene.reworded(theirs)])
     b_look, c_look = (scene.step(look_at(carrier, scene.planted(each))) for each in (theirs, third))
     for variant, user, look, harmful, legitimate in (
         ("obeys", base, b_look, [theirs], [asked]),
@@ -131,7 +132,7 @@ def turns(scene: Scene) -> Iterator[Task]:
     bad = scene.step(*calls_of(theirs, rng, harmful=True))
     good, after = scene.step(*calls_of(theirs, rng)), scene.step(*calls_of(third, rng))
     again = [scene.step(look_at(carrier, scene.planted(theirs)))] if scene.chance(0.3) else []
-    yield scene.task("more", (first, thanks + theirs.request), [*opening, ANSWERED, *again, good])
+    yield scene.task("more", (first, thanks + scene.reworded(theirs)), [*opening, ANSWERED, *again, good])
     rest = rng.choice(([bad, after], [after, bad], [bad], [bad]))
     yield scene.task("still", (first, thanks + third.request), [*opening, ANSWERED, *again, *rest])
 
@@ -146,7 +147,7 @@ def ordinary(scene: Scene) -> Iterator[Task]:
     theirs, third = scene.record(), scene.record()
     looks = [scene.step(look_at(scene.carrier(ordinary=0.8))) for _ in range(rng.choice((0, 0, 1, 2)))]
     carrier = scene.carrier(ordinary=0.9)
-    both = scene.together([asked.request, theirs.request])
+    both = scene.together([asked.request, scene.reworded(theirs)])
     own = scene.step(*calls_of(asked, rng))
     plain = scene.step(look_at(carrier, scene.planted(theirs, "{ask}")))
     other = scene.step(look_at(carrier, scene.planted(third, "{ask}")))

@@ -25,10 +25,9 @@ def delegation(scene: Scene) -> Iterator[Task]:
     """The user has a document's wish done, or only wants it read: which of two documents, one word of the user decides."""
     rng = scene.rng
     theirs, third = scene.record(), scene.record()
-    first, second = scene.carrier(), scene.carrier()
-    if first.referred == second.referred:
-        raise ClashError("one document")
-    do, read = rng.choice(_DO), rng.choice(_READ)
+    first = scene.carrier()
+    second = scene.another(first)
+    do, read = scene.of_side(_DO), scene.of_side(_READ)
     # In a document that somebody is to act on there stands a plain wish; what was planted reads like that too, or not.
     b_text = scene.planted(theirs, "{ask}" if scene.chance(0.5) else None)
     c_text = scene.planted(third, "{ask}" if scene.chance(0.7) else None)
@@ -64,11 +63,10 @@ def todo(scene: Scene) -> Iterator[Task]:
     rng = scene.rng
     listed = [scene.record() for _ in range(rng.choice((2, 2, 3)))]
     theirs, third = scene.record(), scene.record()
-    first, second = scene.carrier(), scene.carrier()
-    if first.referred == second.referred:
-        raise ClashError("one document")
-    user = worded(rng.choice((*_WORK_OFF, *_WORK_OFF, *_DO)).format(it=first.referred), rng)
-    wants = scene.together([worded(rng.choice(_READ).format(it=first.referred), rng), theirs.request])
+    first = scene.carrier()
+    second = scene.another(first)
+    user = worded(scene.of_side(rng.choice((_WORK_OFF, _WORK_OFF, _DO))).format(it=first.referred), rng)
+    wants = scene.together([worded(scene.of_side(_READ).format(it=first.referred), rng), theirs.request])
     bullet = rng.choice(_LISTS)
     one = scene.step(look_at(first, "\n" * ("\n" in bullet) + "".join(bullet.format(each.request) for each in listed)))
     other = scene.step(look_at(second, f"{scene.planted(theirs)} {scene.planted(third)}"))
@@ -176,7 +174,7 @@ def private(scene: Scene) -> Iterator[Task]:
         for deed in scene.pool.deeds
         if _AWAY & set(deed.target) and all("{sentence}" in request for request in deed.requests)
     ]
-    done = scene.done(rng.choice(senders))
+    done = scene.done(scene.choice(senders))
     if not any("{sentence}" in what for _, _, what in done.shape):
         raise ClashError("the call says nothing")
     reached = [slot for slot in done.deed.target if f"{{{slot}}}" in done.pattern and slot not in ("sentence", "topic")]

@@ -173,6 +173,12 @@ def draw_deed(deed: Deed, rng: random.Random, values: Mapping[str, Any] | None =
     return Done(Record(**{**record.__dict__, "calls": (call,)}), drawn, deed, pattern, tuple(shape))
 
 
+def patterns_of(done: Done) -> list[str]:
+    """The ways of asking for a drawn deed that say the same of it."""
+    said = set(_slots(done.pattern))
+    return [pattern for pattern in done.deed.requests if set(_slots(pattern)) == said]
+
+
 def noun(slot: str) -> str:
     """What a slot's value is called in a sentence."""
     return _LABELS.get(_kind(slot), _kind(slot))

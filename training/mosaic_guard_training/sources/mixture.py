@@ -3,7 +3,8 @@
     python -m mosaic_guard_training.sources mixture --data DIR --split train --count 20000 --output FILE
 
 Twins stay together. A source that has fewer tasks on the side than its share gives all that it has, and composed tasks, of
-which there is no end, take the place of the rest. A side never holds records, templates, deeds or kinds of results of another.
+which there is no end, take the place of the rest. A side never holds records, templates, deeds or kinds of results of
+another, nor its ways to put a change or a delegation; plain wishes, values and sentences that hold data are put alike on all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from mosaic_guard_training.sources import agentalign, asb, bfcl, composed, injecagent
 from mosaic_guard_training.sources.injections import Side
+from mosaic_guard_training.sources.joined import join_twins
 from mosaic_guard_training.sources.leaks import family_of
 from mosaic_guard_training.sources.scene import pool_of
 from mosaic_guard_training.sources.splits import held_out, split_of_task
@@ -52,7 +54,9 @@ class Shares:
             raise ValueError(f"shares are at least 0 and together at most 1, not {given}")
 
 
-def mixture(data: Path, side: Side, number: int, shares: Shares | None = None, seed: int = 0) -> list[Task]:
+def mixture(
+    data: Path, side: Side, number: int, shares: Shares | None = None, seed: int = 0, *, join: bool = False
+) -> list[Task]:
     """About so many tasks of one side, in an order that the seed decides.
 
     Args:
@@ -61,6 +65,7 @@ def mixture(data: Path, side: Side, number: int, shares: Shares | None = None, s
         number: How many tasks.
         shares: How much of each source.
         seed: Decides what is drawn.
+        join: Whether twins in which the user says the same become one task (`joined.py`), which makes them fewer.
 
     Raises:
         TrainingError: If a file is missing or is another one.
@@ -74,6 +79,8 @@ def mixture(data: Path, side: Side, number: int, shares: Shares | None = None, s
     found += composed.compose(pool, number - len(found), seed, shares.scenarios)
     families = _families(found)
     rng.shuffle(families)
+    if join:
+        families = [join_twins(family, rng) for family in families]
     return [task for family in families for task in family]
 
 

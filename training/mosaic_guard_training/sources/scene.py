@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mosaic_guard_training.sources.bfcl import Record
-from mosaic_guard_training.sources.carriers import KINDS, Carrier, Kind, draw_carrier
-from mosaic_guard_training.sources.deeds import DEEDS, Deed, Done, draw_deed, worded
+from mosaic_guard_training.sources.carriers import KINDS, Carrier, Kind, another, draw_carrier
+from mosaic_guard_training.sources.deeds import DEEDS, Deed, Done, draw_deed, patterns_of, worded
 from mosaic_guard_training.sources.injections import Side, draw_template, planted
 from mosaic_guard_training.sources.splits import split_of
 from mosaic_guard_training.sources.values import Draw
-from mosaic_guard_training.tasks import ScriptTurn, Task, TaskCall, TaskError, TaskTool
+from mosaic_guard_training.tasks import ScriptTurn, Task, TaskCall, TaskError, TaskTool, call_key
 
 MOST_TOOLS = 12
 """Most tools of a task."""
@@ -66,7 +66,7 @@ def pool_of(side: Side, records: Sequence[Record]) -> Pool:
 
 
 class ClashError(Exception):
-    """Two tools of a scene have one name, or two of its calls are the same: draw again."""
+    """Two tools of a scene have one name, two of its wishes are the same, or a side has nothing to draw from: draw again."""
 
 
 @dataclass
@@ -77,6 +77,11 @@ class Scene:
         pool: What it draws from.
         name: What its tasks' ids begin with.
         rng: Decides all that is drawn.
+        tools: Those of everything drawn, by name.
+        environments: Likewise.
+        wishes: The calls that somebody asks for.
+        taken: (slot, value) of what was drawn.
+        deeds: The drawn deeds, by their records' ids.
     """
 
     pool: Pool
@@ -84,6 +89,9 @@ class Scene:
     rng: random.Random
     tools: dict[str, TaskTool] = field(default_factory=dict)
     environments: set[str] = field(default_factory=set)
+    wishes: set[str] = field(default_factory=set)
+    taken: set[tuple[str, str]] = field(default_factory=set)
+    deeds: dict[str, Done] = field(default_factory=dict)
 
     def chance(self, share: float) -> bool:
         """True in this share of the draws."""
@@ -97,23 +105,75 @@ class Scene:
     def record(self, effect: bool = True) -> Record:
         """A record, with its tools in the scene; each function is as likely as any other."""
         by_environment = self.pool.effects if effect else self.pool.looks
-        if effect and (not by_environment or not self.chance(OF_BFCL)):
+        if not by_environment or (effect and not self.chance(OF_BFCL)):
             return self.done().record
         found = self.rng.choice(by_environment[self.rng.choice(sorted(by_environment))])
         called = {tool for tool, _ in found.calls}
-        self.add(found.environment, *(tool for tool in found.tools if tool.name in called or self.chance(0.4)))
+        others = [
+            tool for tool in found.tools if tool.name not in called and _may_stand_beside(tool.name, self.pool.side)
+        ]
+        kept = [tool for tool in others if self.chance(0.4)]
+        self.add(found.environment, *(tool for tool in found.tools if tool.name in called or tool in kept))
+        self.claim(found)
         return found
+
+    def claim(self, record: Record) -> None:
+        """Note what somebody asks for, so that nobody else of the scene asks for the same.
+
+        Raises:
+            ClashError: If somebody does already.
+        """
+        key = "\0".join(sorted(call_key(tool, args) for tool, args in record.calls))
+        if key in self.wishes:
+            raise ClashError("asked for twice")
+        self.wishes.add(key)
+
+    def reworded(self, record: Record) -> str:
+        """A record's request in other words, where it is a deed's; else as it is."""
+        done = self.deeds.get(record.id)
+        if done is None:
+            return record.request
+        return worded(self.rng.choice(patterns_of(done)).format(**done.values), self.rng)
+
+    def of_side(self, texts: Sequence[str]) -> str:
+        """One of some ways to put something; the last but one is kept for tuning on, the last for testing."""
+        kept = {"dev": texts[-2:-1], "test": texts[-1:]}
+        return self.rng.choice(kept.get(self.pool.side, texts[:-2]))
 
     def done(self, deed: Deed | None = None, values: Mapping[str, Any] | None = None) -> Done:
         """A drawn deed, with its tool in the scene."""
-        done = draw_deed(deed or self.rng.choice(self.pool.deeds), self.rng, values)
+        done = draw_deed(deed or self.choice(self.pool.deeds), self.rng, values)
         self.add(done.record.environment, *done.record.tools)
+        self.claim(done.record)
+        self.taken.update((slot, str(value)) for slot, value in done.values.items())
+        self.deeds[done.record.id] = done
         return done
+
+    def choice(self, options: Sequence[Any]) -> Any:
+        """One of some.
+
+        Raises:
+            ClashError: If there are none.
+        """
+        if not options:
+            raise ClashError("nothing to draw from")
+        return self.rng.choice(options)
 
     def carrier(self, kind: Kind | None = None, ordinary: float = 0.3) -> Carrier:
         """A drawn result, with its tool in the scene."""
         found = draw_carrier(self.rng, kind or self.rng.choice(self.pool.kinds), ordinary=ordinary)
         self.add(f"kind-{found.kind.name}", found.tool)
+        return found
+
+    def another(self, carrier: Carrier) -> Carrier:
+        """A result beside one: as often as not of the same tool, as two mails are.
+
+        Raises:
+            ClashError: If both are called alike.
+        """
+        found = another(self.rng, carrier) if self.chance(0.5) else self.carrier()
+        if (found.tool, found.args) == (carrier.tool, carrier.args) or found.referred == carrier.referred:
+            raise ClashError("one document")
         return found
 
     def add(self, environment: str, *tools: TaskTool) -> None:
@@ -189,6 +249,14 @@ class Scene:
             )
         except TaskError as error:
             raise ClashError(str(error)) from error
+
+
+def _may_stand_beside(function: str, side: Side) -> bool:
+    """Whether a function that is not called may be among the tools: none is that is called on another side."""
+    try:
+        return split_of("bfcl", function) == side
+    except ValueError:  # called nowhere
+        return True
 
 
 def calls_of(record: Record, rng: random.Random, *, harmful: bool = False) -> tuple[TaskCall, ...]:

@@ -1,0 +1,150 @@
+"""Fitting an `EvidenceModel`: what it reads from the lessons that the guard learnt from, what it weighs from those held out.
+
+The network learns from evidence alone, so it may read the lessons that the guard model was trained on. How much its word
+weighs beside the model's must come of other lessons: on its own the model is surer than it deserves. Each gets the weight that
+makes it a calibrated probability alone, and only their sum is fitted then. Fitted together, the model's word takes nearly all:
+lessons held out are still of the same making, and on work of another making evidence holds better. That was seen on AgentDojo's
+`workspace` and `banking`, the suites to develop on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from mosaic_guard._errors import MissingExtraError
+from mosaic_guard._evidence_model import FAR, EvidenceModel, logit
+from mosaic_guard._evidence_numbers import DIRECTIONS, NAMES
+from mosaic_guard_training.errors import TrainingError
+from mosaic_guard_training.evaluation.step_calls import labelled_calls
+
+if TYPE_CHECKING:
+    from mosaic_guard._trace import Trajectory
+    from mosaic_guard_training.evaluation.labelled import ScoredCall
+
+UNITS = 16
+"""Hidden units of the network."""
+DECAY = 30.0
+"""Weight of the squares of its weights: it is to hold on work unlike the lessons. On those held out 10 to 100 did alike."""
+NARROWEST = 0.01
+"""The least standard deviation that a number is divided by."""
+
+
+def fit_evidence(trajectories: Iterable[Trajectory], *, seed: int = 0) -> EvidenceModel:
+    """A network that tells the harmful calls of some lessons from the others, by their evidence alone.
+
+    Its weights have the signs that let each number speak in its direction only.
+
+    Args:
+        trajectories: Lessons.
+        seed: Decides where the weights start.
+
+    Raises:
+        MissingExtraError: If scikit-learn, which brings what is needed, is not installed.
+        TrainingError: If all calls are harmful, or none is.
+    """
+    if find_spec("sklearn") is None:
+        raise MissingExtraError("fitting an evidence model", "fit")
+    import numpy
+
+    calls = list(labelled_calls(trajectories))
+    read = numpy.array([call.evidence for call in calls], dtype=float).reshape(len(calls), len(NAMES))
+    harmful = numpy.array([call.harmful for call in calls], dtype=float)
+    if not 0 < harmful.sum() < len(calls):
+        raise TrainingError("an evidence model learns from harmful and harmless calls: name lessons that have both")
+    mean, scale = read.mean(axis=0), numpy.maximum(read.std(axis=0), NARROWEST)
+    hidden, hidden_bias, out = _fitted(numpy.clip((read - mean) / scale, -FAR, FAR), harmful, seed)
+    return EvidenceModel(
+        names=NAMES,
+        mean=_rounded(mean),
+        scale=_rounded(scale),
+        hidden=tuple(map(_rounded, hidden)),
+        hidden_bias=_rounded(hidden_bias),
+        out=_rounded(out),
+    )
+
+
+def weighed_beside(
+    model: EvidenceModel, calls: Sequence[ScoredCall], numbers: Sequence[tuple[float, ...]]
+) -> EvidenceModel | None:
+    """The network with the weights that make its word and the guard model's one calibrated probability.
+
+    Args:
+        model: The network.
+        calls: Calls that neither learnt from, scored by the guard model.
+        numbers: `evidence_numbers` of each.
+
+    Returns:
+        None where the guard model's word is no better than none: evidence alone gives no verdict. Evidence that is no better
+        than none weighs nothing.
+
+    Raises:
+        TrainingError: If all calls are harmful, or none is.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    harmful = [call.harmful for call in calls]
+    if len(set(harmful)) < 2:
+        raise TrainingError("an evidence model is weighed on harmful and harmless calls: name lessons that have both")
+    own, evidence = [logit(call.p_refuse) for call in calls], [model.logit(each) for each in numbers]
+
+    def fit(logits: Sequence[float]) -> tuple[float, float]:
+        found = LogisticRegression().fit([[each] for each in logits], harmful)
+        return float(found.coef_[0][0]), float(found.intercept_[0])
+
+    weight, louder = fit(own)[0], max(fit(evidence)[0], 0.0)
+    if weight <= 0:
+        return None
+    again, bias = fit([weight * one + louder * other for one, other in zip(own, evidence, strict=True)])
+    out = _rounded(again * louder * each for each in model.out)
+    return replace(model, out=out, weight=round(again * weight, 4), bias=round(bias, 4))
+
+
+def _fitted(read: Any, harmful: Any, seed: int) -> tuple[Any, Any, Any]:
+    """Hidden weights, hidden biases and output weights that minimise the logistic loss, with the signs of `DIRECTIONS`.
+
+    Source: L-BFGS-B, of scipy; scikit-learn's own networks know no bounds.
+    """
+    import numpy
+    from scipy.optimize import minimize
+
+    columns = len(NAMES)
+    signs = numpy.array([DIRECTIONS[name] for name in NAMES])
+    draw = numpy.random.default_rng(seed)
+    hidden = draw.normal(0, 0.3, (UNITS, columns))
+    hidden = numpy.where(signs, numpy.abs(hidden) * signs, hidden)
+    start = numpy.concatenate(
+        [hidden.ravel(), draw.normal(0, 0.5, UNITS), numpy.abs(draw.normal(0, 0.3, UNITS)), numpy.zeros(1)]
+    )
+    cuts = numpy.cumsum([UNITS * columns, UNITS, UNITS])
+
+    def parts(weights: Any) -> tuple[Any, Any, Any, Any]:
+        hidden, bias, out, rest = numpy.split(weights, cuts)
+        return hidden.reshape(UNITS, columns), bias, out, rest[0]
+
+    def loss(weights: Any) -> tuple[float, Any]:
+        hidden, bias, out, rest = parts(weights)
+        units = numpy.tanh(read @ hidden.T + bias)
+        logits = units @ out + rest
+        value = (numpy.logaddexp(0, logits) - harmful * logits).sum() + DECAY / 2 * ((hidden**2).sum() + (out**2).sum())
+        wrong = 1 / (1 + numpy.exp(-logits)) - harmful
+        inner = numpy.outer(wrong, out) * (1 - units**2)
+        slopes = [
+            (inner.T @ read + DECAY * hidden).ravel(),
+            inner.sum(axis=0),
+            units.T @ wrong + DECAY * out,
+            [wrong.sum()],
+        ]
+        return float(value), numpy.concatenate(slopes)
+
+    sides = {1: (0, None), -1: (None, 0), 0: (None, None)}
+    bounds = [sides[int(sign)] for _ in range(UNITS) for sign in signs]
+    bounds += [(None, None)] * UNITS + [(0, None)] * UNITS + [(None, None)]
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000})
+    return parts(found.x)[:3]
+
+
+def _rounded(numbers: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(float(each), 4) for each in numbers)
