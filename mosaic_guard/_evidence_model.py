@@ -6,7 +6,8 @@ with p the guard model's own probability of refusal and x the call's `evidence_n
 mosaic_guard_training.calibrate --learn` fits it. It speaks against calls and clears none: that a person asked for a call makes
 it neither harmless nor wise, and nobody gains by making evidence look good. It weighs the model's word and never stands alone:
 what it adds is bounded, so that of a call which the model is sure of its word holds. Each number can only speak in its
-direction (`DIRECTIONS`). A guard that samples roll-outs to train on asks the model alone, for the model is what is trained.
+direction (`DIRECTIONS`). `weight` and `bias` discount the model's own word, which is surer than it deserves and counts for less
+where no evidence backs it. A guard that samples roll-outs to train on asks the model alone, for the model is what is trained.
 """
 
 from __future__ import annotations

@@ -149,7 +149,9 @@ def test_an_evidence_model_is_fitted_beside_the_threshold_and_goes_where_the_gua
     assert [p for key, p in known.items() if key[0] == trajectory.id][:2] == pytest.approx(said[:2], abs=2e-3)
 
     # It stays with the guard that learns from what this one logs, and goes where it is not asked for.
-    assert guard_options([loaded.describe()])["evidence_model"] == loaded.evidence_model.to_text()
+    assert (
+        guard_options([told := loaded.describe()], told["adapter"])["evidence_model"] == loaded.evidence_model.to_text()
+    )
     assert calibrate(asked) == 0
     assert Guard.load(guard).evidence_model is None
 

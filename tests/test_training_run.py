@@ -344,10 +344,24 @@ def wait_for_line(file: Path, number: int, process: subprocess.Popen[bytes]) -> 
 
 
 def test_a_trained_guard_runs_with_the_options_of_those_that_it_learnt_from() -> None:
-    own = {"check": "never", "plan": "computed", "threshold": 0.3, "limits": {"plan": 9}, "sample": True}
-    found = guard_options([own, {**own, "sample": False}])
+    own = {
+        "check": "never",
+        "plan": "computed",
+        "threshold": 0.3,
+        "limits": {"plan": 9},
+        "sample": True,
+        "adapter": "a1",
+    }
+    found = guard_options([own, {**own, "sample": False}], "a1")
     assert found == {"check": "never", "plan": "computed", "threshold": 0.3, "limits": {"plan": 9}}
-    assert guard_options([own, {**own, "threshold": 0.5, "plan": "written"}]) == {
+    assert guard_options([own, {**own, "threshold": 0.5, "plan": "written"}], "a1") == {
         "check": "never",
         "limits": {"plan": 9},
     }
+
+
+@pytest.mark.parametrize("adapter", [None, "b2"])
+def test_what_was_fitted_to_one_adapter_is_not_kept_for_another(adapter: str | None) -> None:
+    logged = {"check": "never", "threshold": 0.3, "evidence_model": "{}", "adapter": "a1"}
+    assert guard_options([logged], adapter) == {"check": "never"}
+    assert guard_options([{**logged, "adapter": None}], None) == {k: v for k, v in logged.items() if k != "adapter"}

@@ -117,14 +117,12 @@ def calibrate(settings: CalibrationSettings, *, progress: bool = False) -> dict[
     guard = ScoredGuard(str(settings.guard), manifest.base_model, manifest.adapter, options)
     # What can fail at once does so before the long part.
     network, weigher = fit_evidence(learnt) if settings.learn else None, None
+    calls = _scored(guard, held_out, settings, progress)
+    if network is not None:
+        weigher = weighed_beside(network, calls, [call.evidence for call in held_out.calls])
+        calls = _weighed(weigher, calls, held_out)
+    benign = calls if ordinary is None else _weighed(weigher, _scored(guard, ordinary, settings, progress), ordinary)
     try:
-        calls = _scored(guard, held_out, settings, progress)
-        if network is not None:
-            weigher = weighed_beside(network, calls, [call.evidence for call in held_out.calls])
-            calls = _weighed(weigher, calls, held_out)
-        benign = (
-            calls if ordinary is None else _weighed(weigher, _scored(guard, ordinary, settings, progress), ordinary)
-        )
         found = calibration(calls, benign, settings.rate)
     except ValueError as error:
         raise TrainingError(f"{str(settings.benign or settings.traces)!r}: {error}") from error
@@ -144,7 +142,10 @@ def read_from(settings: CalibrationSettings) -> dict[str, str | None]:
 
 
 def _scored(guard: ScoredGuard, traces: TraceSet, settings: CalibrationSettings, progress: bool) -> list[ScoredCall]:
-    found = guard_scores(guard, traces, settings.guard / "scores", progress=progress)
+    try:
+        found = guard_scores(guard, traces, settings.guard / "scores", progress=progress)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     return [ScoredCall(*call.key, call.harmful, found[call.key]) for call in traces.calls]
 
 

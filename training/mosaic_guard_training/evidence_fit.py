@@ -94,12 +94,12 @@ def weighed_beside(
         found = LogisticRegression().fit([[each] for each in logits], harmful)
         return float(found.coef_[0][0]), float(found.intercept_[0])
 
-    weight, louder = fit(own)[0], max(fit(evidence)[0], 0.0)
+    alone, louder = max(fit(own)[0], 0.0), max(fit(evidence)[0], 0.0)
+    again, bias = fit([alone * one + louder * other for one, other in zip(own, evidence, strict=True)])
+    weight = round(again * alone, 4)
     if weight <= 0:
         return None
-    again, bias = fit([weight * one + louder * other for one, other in zip(own, evidence, strict=True)])
-    out = _rounded(again * louder * each for each in model.out)
-    return replace(model, out=out, weight=round(again * weight, 4), bias=round(bias, 4))
+    return replace(model, out=_rounded(again * louder * each for each in model.out), weight=weight, bias=round(bias, 4))
 
 
 def _fitted(read: Any, harmful: Any, seed: int) -> tuple[Any, Any, Any]:

@@ -26,6 +26,9 @@ GUARD_DEFAULTS: Mapping[str, Any] = {
 }
 """The options of `Guard` that a trained guard keeps of those that it learnt from, as they are where nobody says anything."""
 
+FITTED = ("threshold", "evidence_model")
+"""Those of them that were fitted to what one adapter says."""
+
 LIBRARIES = ("mosaic-guard", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -109,14 +112,18 @@ def metrics_of(
     }
 
 
-def guard_options(guards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def guard_options(guards: Sequence[Mapping[str, Any]], adapter: str | None) -> dict[str, Any]:
     """Options that the trained guard should run with, where all agree and it is not the default.
 
     Args:
         guards: What the guards that it learnt from say of themselves, as `Guard.describe` does.
+        adapter: Digest of the adapter that it goes on from; None for a new one. What was fitted to another is not kept.
     """
     found: dict[str, Any] = {}
+    fits = {guard.get("adapter") or None for guard in guards} == {adapter}
     for name, default in GUARD_DEFAULTS.items():
+        if name in FITTED and not fits:
+            continue
         values = [guard.get(name, default) for guard in guards]
         if values and values[0] != default and all(value == values[0] for value in values):
             found[name] = values[0]

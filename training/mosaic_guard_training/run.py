@@ -292,7 +292,7 @@ class _Run:
 
     def _finish(self, source: _Source, material: Material, dtype: str) -> None:
         from mosaic_guard_training.curve import draw_curve
-        from mosaic_guard_training.manifest import guard_options, manifest, metrics_of
+        from mosaic_guard_training.manifest import FITTED, guard_options, manifest, metrics_of
 
         settings = self._settings
         losses = read_losses(self._output.losses)
@@ -306,18 +306,22 @@ class _Run:
             guards = [{"check": settings.check, "plan": settings.plan, "limits": asdict(limits)}]
         else:
             guards = source.guards or [trajectory.guard for trajectory in source.trajectories]
+        kept = guard_options(guards, source.start.adapter_digest)
         record = manifest(
             start=source.start,
             settings=settings,
             data=source.data,
             metrics=metrics,
-            guard_options=guard_options(guards),
+            guard_options=kept,
             dtype=dtype,
         )
         write_json(self._output.manifest, record)
         shutil.rmtree(self._output.data, ignore_errors=True)
         self._say(_summary(metrics))
         self._say(f'Guard.load("{self._output.root}") uses it')
+        if source.start.adapter_digest and any(name in kept for name in FITTED):
+            finds = "python -m mosaic_guard_training.calibrate finds its own"
+            self._say(f"its threshold is that of the guard that it went on from: {finds}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

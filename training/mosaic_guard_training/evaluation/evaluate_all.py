@@ -198,7 +198,7 @@ def _toolemu(settings: AllSettings, say: Callable[[str], None]) -> Ranking | Non
     by_case: dict[str, list[Trajectory]] = {}
     for trajectory in read_traces(traces):
         by_case.setdefault(trajectory.task, []).append(trajectory)
-    pairs = [pair for name in held_out[: settings.limit] for pair in agreed_pairs(by_case[name])]
+    pairs = [pair for name in held_out for pair in agreed_pairs(by_case.get(name, []))]
     pairs = some_pairs(pairs, TOOLEMU_SIDES, settings.seed)
     sides = {side.id: side for pair in pairs for side in pair}
     say(f"toolemu: {len(pairs)} pairs of {len(sides)} trajectories")
