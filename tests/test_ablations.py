@@ -254,6 +254,8 @@ def test_an_interval_holds_its_value_and_a_difference_shows() -> None:
     assert found["value"]["difference"]["low"] > 0
     assert found["missed"]["difference"]["high"] < 0
     assert found["auc"]["difference"]["low"] > 0
+    assert good.by_seed("value").mean() == pytest.approx(found["value"]["value"])
+    assert len(found["value"]["difference"]["by_seed"]) == good.seeds
     assert all(
         d["value"] == d["low"] == d["high"] == 0 for d in (k["difference"] for k in intervals(good, good).values())
     )

@@ -338,6 +338,13 @@ def test_missing_data_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_conversations_are_on_no_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["bfcl_conversations", "--data", str(tmp_path), "--output", str(tmp_path / "out.jsonl"), "--split", "dev"]
+    with pytest.raises(SystemExit):
+        main(asked)
+    assert "have no sides" in capsys.readouterr().err
+
+
 def test_toolemu_is_split_100_to_44() -> None:
     assert Counter(TABLE["sources"]["toolemu"]["cases"].values()) == {"train": 144 - TEST_CASES, "test": TEST_CASES}
     assert sorted(Counter(TABLE["sources"]["asb"]["environments"].values()).items()) == [("dev", 3), ("train", 7)]

@@ -80,6 +80,10 @@ class Sample:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.einsum("ds,st,dt->d", seeds, counted, tasks) / np.einsum("ds,st,dt->d", seeds, among, tasks)
 
+    def by_seed(self, measure: str) -> Any:
+        """A measure of each seed by itself: (seeds,)."""
+        return self.drawn(measure, np.eye(self.seeds), np.ones((self.seeds, self.tasks)))
+
     def _auc(self, seeds: Any, tasks: Any) -> Any:
         """Of each seed by itself, for scores of two guards cannot be compared; then the mean."""
         call = np.repeat(np.arange(self.tasks), self._wanted.shape[1])
@@ -106,7 +110,7 @@ def intervals(arm: Sample, other: Sample | None = None) -> dict[str, dict[str, A
     """Each measure of an arm, and if there is another of the same seeds, how far it is above that of the other.
 
     Returns:
-        By measure `value`, `low`, `high`, with another also `difference`: the same three of the difference.
+        By measure `value`, `low`, `high`, with another also `difference`: the same three of the difference, and `by_seed`.
     """
     random = np.random.default_rng(0)
     seeds = random.multinomial(arm.seeds, np.full(arm.seeds, 1 / arm.seeds), DRAWS).astype(float)
@@ -120,7 +124,8 @@ def intervals(arm: Sample, other: Sample | None = None) -> dict[str, dict[str, A
         if other is not None and not (measure == "auc" and not other.has_auc):
             here = arm.drawn(measure, *once) - other.drawn(measure, *once)
             drawn = arm.drawn(measure, seeds, tasks) - other.drawn(measure, seeds, tasks)
-            found[measure]["difference"] = _ends(here, drawn)
+            apart = arm.by_seed(measure) - other.by_seed(measure)
+            found[measure]["difference"] = {**_ends(here, drawn), "by_seed": [round(float(each), 6) for each in apart]}
     return found
 
 
@@ -184,33 +189,22 @@ def _starts(ablation: Ablation, runs: Sequence[Run]) -> dict[str, Mapping[str, A
 def _arm(found: Mapping[int, Mapping[str, Any]], against: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """One arm, compared with another on the seeds that both have."""
     seeds = sorted(found)
+    sample = Sample([found[seed]["tasks"] for seed in seeds])
     record: dict[str, Any] = {
         "seeds": seeds,
-        "measures": intervals(Sample([found[seed]["tasks"] for seed in seeds])),
+        "measures": intervals(sample),
         "seconds": statistics.median(task["seconds"] for seed in seeds for task in found[seed]["tasks"]),
         "rollouts": statistics.mean(found[seed]["rollouts"] for seed in seeds),
         "minutes": statistics.mean(sum(found[seed]["seconds"].values()) / 60 for seed in seeds),
-        "values": [intervals(Sample([found[seed]["tasks"]]))["value"]["value"] for seed in seeds],
+        "values": [round(float(value), 6) for value in sample.by_seed("value")],
     }
     if both := sorted(set(seeds) & set(against)):
         pair = [Sample([side[seed]["tasks"] for seed in both]) for side in (found, against)]
         record["differences"] = {
-            measure: {
-                **known["difference"],
-                "by_seed": [_apart(measure, *(side[seed]["tasks"] for side in (found, against))) for seed in both],
-            }
-            for measure, known in intervals(*pair).items()
-            if "difference" in known
+            measure: known["difference"] for measure, known in intervals(*pair).items() if "difference" in known
         }
         record["compared_seeds"] = both
     return record
-
-
-def _apart(measure: str, arm: Tasks, other: Tasks) -> float:
-    """How far one run is above another."""
-    once = np.ones((1, 1)), np.ones((1, len(arm)))
-    here, there = (float(Sample([run]).drawn(measure, *once)[0]) for run in (arm, other))
-    return round(here - there, 6)
 
 
 def tables(ablations: Sequence[Ablation], summary: Mapping[str, Any]) -> str:

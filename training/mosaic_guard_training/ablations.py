@@ -267,10 +267,10 @@ class Ablations:
                     )
                 self._make(warm)
             start = self._guard(warm)
-        began = time.monotonic()
         prepared = 0.0
         # One that was cut off while it was tried out is trained.
         if not (self._guard(run) / "manifest.json").exists():
+            began = time.monotonic()
             data = prepare(run, place, start)
             prepared = time.monotonic() - began
             train(settings_of(run, place, start, data), self._console)

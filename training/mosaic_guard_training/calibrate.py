@@ -25,6 +25,7 @@ from mosaic_guard_training.evaluation.metrics import Rate
 from mosaic_guard_training.evaluation.step_calls import TraceSet, read_set
 from mosaic_guard_training.evaluation.step_scores import ScoredGuard, guard_scores
 from mosaic_guard_training.evidence_fit import fit_evidence, weighed_beside
+from mosaic_guard_training.manifest import FITTED
 from mosaic_guard_training.options import check_ranges, parse, setting
 from mosaic_guard_training.outputs import data_digest, trace_files, write_json
 
@@ -113,7 +114,7 @@ def calibrate(settings: CalibrationSettings, *, progress: bool = False) -> dict[
         learnt = read_traces(settings.learn) if settings.learn else []
     except (FileNotFoundError, ValueError) as error:
         raise TrainingError(str(error)) from error
-    options = {k: v for k, v in manifest.guard_options.items() if k not in ("threshold", "evidence_model")}
+    options = {k: v for k, v in manifest.guard_options.items() if k not in FITTED}
     guard = ScoredGuard(str(settings.guard), manifest.base_model, manifest.adapter, options)
     # What can fail at once does so before the long part.
     network, weigher = fit_evidence(learnt) if settings.learn else None, None
@@ -170,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         found = calibrate(settings, progress=sys.stderr.isatty())
-    except (TrainingError, TraceError, ModelLoadError, ImportError) as error:
+    except (TrainingError, TraceError, ModelLoadError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     harmful, harmless = found["harmful_refused"], found["harmless_refused"]

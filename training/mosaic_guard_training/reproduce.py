@@ -30,7 +30,7 @@ import yaml
 
 from mosaic_guard import EvidenceModel
 from mosaic_guard_training.errors import TrainingError
-from mosaic_guard_training.options import parse, setting
+from mosaic_guard_training.options import parse, read_recipe, setting
 from mosaic_guard_training.outputs import Output, trace_files
 
 RECIPE = Path(__file__).parent / "recipes" / "guard"
@@ -153,7 +153,6 @@ def _suites(settings: ReproduceSettings) -> int:
 
 def _calibrate(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.calibrate import CalibrationSettings, main, read_from
-    from mosaic_guard_training.options import read_recipe
 
     lessons = {
         "traces": settings.output / "lessons-dev",

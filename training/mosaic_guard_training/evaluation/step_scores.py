@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic_guard._evidence_model import EvidenceModel
 from mosaic_guard_training.evaluation.labelled import score_traces
 from mosaic_guard_training.evaluation.step_calls import Key, TraceSet
+from mosaic_guard_training.manifest import FITTED
 from mosaic_guard_training.outputs import data_digest, read_losses
 from mosaic_guard_training.replay import rejudge
 from mosaic_guard_training.twins import verdict_words
@@ -67,7 +68,7 @@ class ScoredGuard:
 
     def untuned(self) -> ScoredGuard:
         """Its base model alone, in the same mode, with `Guard`'s own threshold."""
-        kept = {key: value for key, value in self.options.items() if key not in ("threshold", "evidence_model")}
+        kept = {key: value for key, value in self.options.items() if key not in FITTED}
         return ScoredGuard(UNTRAINED, self.base, None, kept)
 
     @property

@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.source == "mixture" and given.split is None:
         parser.error("--split: say which side the mixture is of")
+    if given.source == "bfcl_conversations" and given.split is not None:
+        parser.error("--split: BFCL's conversations have no sides, for none is trained on; leave it out")
     try:
         if given.source == "splits":
             where = given.output or FILE
