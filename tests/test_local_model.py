@@ -22,6 +22,7 @@ from mosaic_guard.models.attention import SHARED_KEYS, share_keys
 from mosaic_guard.models.chat_format import ChatFormat
 from mosaic_guard.models.local import LocalGuardModel
 from mosaic_guard.models.local_states import GrowingStates
+from mosaic_guard.models.one_row import slow_weights
 from mosaic_guard.models.prefix_cache import PrefixCache
 
 pytestmark = pytest.mark.model
@@ -364,3 +365,13 @@ def test_the_default_model_judges_a_thread(default_model: LocalGuardModel, tmp_p
 def test_the_default_models_verdicts_are_one_token(default_model: LocalGuardModel) -> None:
     assert {len(ids) for ids in default_model._words.values()} == {1}
     assert default_model.window == 8192
+
+
+def test_reading_leaves_frozen_weights_frozen() -> None:
+    model, tokenizer = tiny_model()
+    model = model.to(torch.bfloat16).requires_grad_(False)
+    next(model.parameters()).requires_grad_(True)
+    flags = [weight.requires_grad for weight in model.parameters()]
+    assert len(slow_weights(model)) == len(flags) - 1
+    judge_thread(Guard(local((model, tokenizer)), limits=LIMITS), 2)
+    assert [weight.requires_grad for weight in model.parameters()] == flags

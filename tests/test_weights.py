@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_model import tiny_model
 
-from mosaic_guard.models.weights import SMALL, fast_dtype, load_base_model
+from mosaic_guard.models.weights import SMALL, bfloat16_gain, fast_dtype, load_base_model
 
 pytestmark = pytest.mark.model
 
@@ -24,18 +24,22 @@ def test_float32_weights_are_read_as_they_are(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("weights", "device", "tiles", "expected"),
+    ("weights", "device", "gain", "expected"),
     [
-        (SMALL, "cpu", False, torch.float32),
-        (SMALL, "cpu", True, torch.bfloat16),
-        (SMALL + 1, "cpu", False, torch.bfloat16),
+        (SMALL, "cpu", 0.6, torch.float32),
+        (SMALL, "cpu", 4.0, torch.bfloat16),
+        (SMALL + 1, "cpu", 0.6, torch.bfloat16),
     ],
 )
 def test_the_precision_is_what_is_fast_and_fits(
-    weights: int, device: str, tiles: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    weights: int, device: str, gain: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr("mosaic_guard.models.weights.bfloat16_gain", lambda: gain)
     assert fast_dtype(weights, device) == expected
+
+
+def test_the_gain_is_measured_once_and_is_a_ratio() -> None:
+    assert bfloat16_gain() == bfloat16_gain() > 0
 
 
 @pytest.mark.parametrize(("has", "expected"), [(True, torch.bfloat16), (False, torch.float32)])

@@ -25,6 +25,7 @@ from mosaic_guard._errors import ModelLoadError
 from mosaic_guard._transcript import Kind, Piece, Prompt, Role, Turn
 from mosaic_guard.models.chat_format import ChatFormat
 from mosaic_guard.models.guard_model import Checked, Decide, GuardModel, Planned
+from mosaic_guard.models.one_row import ordinary_kernels, slow_weights
 from mosaic_guard.models.prefix_cache import PrefixCache
 from mosaic_guard.models.weights import DEFAULT_BASE, load_base_model
 
@@ -37,7 +38,7 @@ class LocalGuardModel(GuardModel):
         adapter: Directory of a PEFT adapter for it. It is kept apart from the weights: a bfloat16 sum would round small
             changes away.
         device: Default CUDA where there is one, else the CPU.
-        dtype: A torch dtype. Default: bfloat16, but float32 for a small model on a CPU without fast bfloat16.
+        dtype: A torch dtype. Default: bfloat16, but float32 for a small model on a CPU that is not fast in it.
         cache_tokens: Most tokens whose attention states are kept; 0 keeps none.
 
     Raises:
@@ -79,6 +80,7 @@ class LocalGuardModel(GuardModel):
         self.name = self.base if self._adapter_digest is None else f"{self.base}+{self._adapter_digest}"
         self.window = int(getattr(model.config, "max_position_embeddings", None) or 8192)
         self._cache = PrefixCache(cache_tokens) if cache_tokens else None
+        self._slow = slow_weights(model)
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[int, ...], Any] | None = None
         self._most_known = 0
@@ -337,7 +339,7 @@ class _Writer:
         if len(self._ids) > owner.window:
             raise ValueError(f"the transcript has {len(self._ids)} tokens, more than the window of {owner.window}")
         device = owner._model.device
-        with self._torch.inference_mode():
+        with ordinary_kernels(owner._slow), self._torch.inference_mode():
             new = self._torch.tensor([self._ids[self._seen :]], device=device)
             out = owner._model(input_ids=new, past_key_values=self._states, use_cache=True, logits_to_keep=1)
         self._states, self._seen = out.past_key_values, len(self._ids)
