@@ -95,8 +95,12 @@ _STOP = frozenset(
     "a an and are as at be by can do for from get has have i if in is it its me my no not of on or our please that the "
     "then this to true false none null us was we what when which who will with you your".split()
 )
-_COMMAND = r"(?:^\W{0,8}|[:>›»\])}]\s[^\w:>›»\])}]{0,8})"
-"""Where a command begins: a sentence, or what follows a heading, a name or markup."""
+_COMMAND = (
+    r"(?:^\W{0,8}|[:>›»\])}]\s[^\w:>›»\])}]{0,8})"
+    r"(?:(?:first|then|now|next|also|finally|kindly|just|simply|and|so|afterwards|immediately|quickly|to\scontinue)\b,?\s){0,2}"
+)
+"""Where a command begins: a sentence, or what follows a heading, a name or markup; a word of order may stand before it."""
+_OPENING = re.compile(rf"{_COMMAND}([^\W_]+)(?![^\W_]|\s?:)", re.IGNORECASE)
 _INSTRUCTION = re.compile(
     r"\b(ignore|disregard|forget|override|instead|important|must|should|need(s)? to|have to|make sure|before you|"
     r"first,|please|do the following|follow these|new task|instruction|your task|you are|execute|perform|urgent|"
@@ -324,15 +328,14 @@ def reads_as_instruction(text: str, verbs: frozenset[str] = frozenset()) -> bool
 
     Args:
         text: The passage.
-        verbs: What it may begin with to be a command, beside the usual verbs: the first word of a tool's name.
+        verbs: What it may begin with to be a command, beside the usual verbs: the first words of a tool's name.
     """
-    return _INSTRUCTION.search(text) is not None or first_word(text) in verbs
+    return _INSTRUCTION.search(text) is not None or not verbs.isdisjoint(opening_words(text))
 
 
-def first_word(text: str) -> str:
-    """The word that a passage opens with, case folded; empty for a label, such as "Order: 17"."""
-    first = _WORD.search(text)
-    return "" if first is None or text.startswith(":", first.end()) else first[0].casefold()
+def opening_words(text: str) -> frozenset[str]:
+    """The words with which a command could begin in a passage, case folded; no labels, such as "Order: 17"."""
+    return frozenset(word.casefold() for word in _OPENING.findall(text))
 
 
 class _Nearest(NamedTuple):

@@ -16,7 +16,6 @@ from langchain_core.messages import BaseMessage, ToolMessage
 
 from mosaic_guard._evidence import (
     before_calls,
-    first_word,
     fold,
     holds,
     is_human,
@@ -25,6 +24,7 @@ from mosaic_guard._evidence import (
     leaves,
     message_text,
     name_words,
+    opening_words,
     reads_as_instruction,
     sentences,
     words_of,
@@ -133,19 +133,19 @@ def evidence_numbers(messages: Sequence[BaseMessage], call: Call, evidence: Call
 
 
 class _Sentence(NamedTuple):
-    """A sentence of a result: folded, its words, whether it commands whatever the call, and the word it opens with."""
+    """A sentence of a result: folded, its words, whether it commands whatever the call, what a command could open with."""
 
     folded: str
     words: frozenset[str]
     commands: bool
-    opens: str
+    opens: frozenset[str]
 
 
 @lru_cache(maxsize=1024)
 def _sentences(text: str) -> tuple[_Sentence, ...]:
     """Read once, however many calls and steps ask."""
     return tuple(
-        _Sentence(fold(each), held, reads_as_instruction(each), first_word(each)) for each, held in sentences(text)
+        _Sentence(fold(each), held, reads_as_instruction(each), opening_words(each)) for each, held in sentences(text)
     )
 
 
@@ -156,7 +156,7 @@ def _told(results: Sequence[str], parts: Sequence[str]) -> list[tuple[str, froze
     for text in results:
         before = False
         for each in _sentences(text):
-            now = each.commands or each.opens in verbs
+            now = each.commands or not verbs.isdisjoint(each.opens)
             if now or before:
                 found.append((each.folded, each.words))
             before = now

@@ -329,7 +329,7 @@ def test_a_file_that_is_another_is_not_read(tmp_path: Path) -> None:
         files.json(tmp_path, "a.json")
 
 
-@pytest.mark.parametrize("source", [*SOURCES, "splits"])
+@pytest.mark.parametrize("source", [*(each for each in SOURCES if each != "intents"), "splits"])  # reads no data
 def test_missing_data_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str) -> None:
     assert main([source, "--data", str(tmp_path), "--output", str(tmp_path / "out.jsonl")]) == 2
     said = capsys.readouterr().err
@@ -475,7 +475,7 @@ def test_a_mixture_is_of_one_side_and_keeps_twins_together(tmp_path: Path, side:
     command = ["mixture", "--data", str(DATA), "--split", side, "--count", "300", "--output", str(file)]
     assert main(command) == 0
     found = read_tasks(file)
-    assert 290 <= len(found) <= 340
+    assert 290 <= len(found) <= 350
     assert {split_of_task(each) for each in found} == {side}
     assert not [each.id for each in found if held_out(each.id) or held_out(each.environment)]
     families = [family_of(each.id) for each in found]

@@ -4,8 +4,9 @@
 
     tasks      a mixture of the sources, of the training side and of the one held back for development; ordinary work (BFCL's
                conversations)
-    lessons    all three, as traces in which the guard says what it should
+    lessons    all of them, as traces in which the guard says what it should
     sft        training on the former
+    further    training goes on with other shares of the sources: what the guard was found to be weak at
     suites     where some are named: training goes on with lessons of AgentDojo's suites, and some of the former once more
     calibrate  an evidence model, weighed on the lessons held back, and the threshold of both, from ordinary work
     release    the guard in the form in which it ships, in OUTPUT/shipped
@@ -35,6 +36,9 @@ from mosaic_guard_training.outputs import Output, trace_files
 
 RECIPE = Path(__file__).parent / "recipes" / "guard"
 SIDES = ("train", "dev")
+FURTHER = "further"
+"""Names what training goes on with; a recipe whose `tasks.yaml` has no such key leaves that stage out."""
+
 BENIGN = "benign"
 """Names the tasks and the lessons of ordinary work that the threshold is taken from."""
 
@@ -53,7 +57,7 @@ class ReproduceSettings:
         "directory that holds the sources' directories; each module of sources/ says where its files are published"
     )
     output: Path = setting("directory of all that is made; a stage that is there already is left as it is")
-    stage: Literal["all", "tasks", "lessons", "sft", "suites", "calibrate", "release"] = setting(
+    stage: Literal["all", "tasks", "lessons", "sft", "further", "suites", "calibrate", "release"] = setting(
         "the one stage to run; the stages before it must be there", default="all"
     )
     suites: str = setting(
@@ -78,13 +82,25 @@ class ReproduceSettings:
     @property
     def guard(self) -> Path:
         """The last guard that is trained."""
-        return self.place("guard-suites") if self.learnt else self.output / "guard"
+        return self.place("guard-suites") if self.learnt else self.taught
+
+    @property
+    def taught(self) -> Path:
+        """The guard that has learnt from all but the suites."""
+        return self.output / (f"guard-{FURTHER}" if FURTHER in self.tasks else "guard")
+
+    @property
+    def tasks(self) -> dict[str, Any]:
+        """The settings of the stage `tasks`."""
+        return dict(yaml.safe_load((self.settings / "tasks.yaml").read_text(encoding="utf-8")))
 
 
 def _tasks(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.sources.__main__ import main
+    from mosaic_guard_training.sources.mixture import Shares, mixture
+    from mosaic_guard_training.tasks import write_tasks
 
-    recipe = yaml.safe_load((settings.settings / "tasks.yaml").read_text(encoding="utf-8"))
+    recipe = settings.tasks
     for side in SIDES:
         file = settings.output / f"{side}.jsonl"
         counted = ["--count", str(recipe[side]), "--seed", str(recipe["seed"])]
@@ -93,6 +109,11 @@ def _tasks(settings: ReproduceSettings) -> int:
             code := main(["mixture", "--data", str(settings.data), "--split", side, *counted, "--output", str(file)])
         ):
             return code
+    file = settings.output / f"{FURTHER}.jsonl"
+    if FURTHER in recipe and not file.exists():
+        count, shares = recipe[FURTHER], Shares(**recipe["further_shares"])
+        seed, join = recipe["further_seed"], "train" in recipe.get("join", ())
+        write_tasks(file, mixture(settings.data, "train", count, shares, seed, join=join))
     file = settings.output / f"{BENIGN}.jsonl"
     if file.exists():
         return 0
@@ -102,7 +123,7 @@ def _tasks(settings: ReproduceSettings) -> int:
 def _lessons(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.lessons import main
 
-    for side in (*SIDES, BENIGN):
+    for side in (*SIDES, *[FURTHER] * (FURTHER in settings.tasks), BENIGN):
         where = [
             "--tasks",
             str(settings.output / f"{side}.jsonl"),
@@ -116,18 +137,29 @@ def _lessons(settings: ReproduceSettings) -> int:
 
 
 def _sft(settings: ReproduceSettings) -> int:
+    return _train(settings, "sft", settings.output / "lessons-train", settings.output / "guard")
+
+
+def _further(settings: ReproduceSettings) -> int:
+    if FURTHER not in settings.tasks:
+        return 0
+    return _train(settings, FURTHER, settings.output / f"lessons-{FURTHER}", settings.taught, settings.output / "guard")
+
+
+def _train(settings: ReproduceSettings, recipe: str, traces: Path, output: Path, start: Path | None = None) -> int:
+    """Train a guard on some lessons, unless it is there; a run that was cut off goes on."""
     from mosaic_guard.train import main
 
-    guard = Output(settings.output / "guard")
+    guard = Output(output)
     if guard.manifest.exists():
         return 0
-    where = ["--traces", str(settings.output / "lessons-train"), "--output", str(guard.root)]
-    resume = ["--resume"] if guard.checkpoints.is_dir() else []
-    return main(["--recipe", str(settings.settings / "sft.yaml"), *where, *resume])
+    where = ["--traces", str(traces), "--output", str(guard.root)]
+    where += ["--adapter", str(start)] if start else []
+    where += ["--resume"] if guard.checkpoints.is_dir() else []
+    return main(["--recipe", str(settings.settings / f"{recipe}.yaml"), *where])
 
 
 def _suites(settings: ReproduceSettings) -> int:
-    from mosaic_guard.train import main
     from mosaic_guard_training.lessons import main as write_lessons
 
     guard = Output(settings.guard)
@@ -146,9 +178,7 @@ def _suites(settings: ReproduceSettings) -> int:
     traces.mkdir(mode=0o700, exist_ok=True)
     for file in [*(file for part in parts for file in trace_files(part)), *again]:
         shutil.copy(file, traces / file.name)
-    where = ["--traces", str(traces), "--adapter", str(settings.output / "guard"), "--output", str(guard.root)]
-    resume = ["--resume"] if guard.checkpoints.is_dir() else []
-    return main(["--recipe", str(settings.settings / "suites.yaml"), *where, *resume])
+    return _train(settings, "suites", traces, guard.root, settings.taught)
 
 
 def _calibrate(settings: ReproduceSettings) -> int:
@@ -190,6 +220,7 @@ STAGES: Mapping[str, Callable[[ReproduceSettings], int]] = {
     "tasks": _tasks,
     "lessons": _lessons,
     "sft": _sft,
+    "further": _further,
     "suites": _suites,
     "calibrate": _calibrate,
     "release": _release,

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 from mosaic_guard._transcript import Limits
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.lessons import DOJO, Lessons, LessonSettings, teach
-from mosaic_guard_training.sources import agent_threat_bench, agentalign, asb, bfcl, bfcl_conversations, injecagent
+from mosaic_guard_training.sources import (
+    agent_threat_bench,
+    agentalign,
+    asb,
+    bfcl,
+    bfcl_conversations,
+    injecagent,
+    intents,
+)
 from mosaic_guard_training.sources.composed import compose
 from mosaic_guard_training.sources.scene import pool_of
 from mosaic_guard_training.sources.splits import split_of_task
@@ -78,6 +86,10 @@ FROM_DATA: Mapping[str, Benchmark] = {
     "agentalign": Benchmark(
         "AgentAlign: harmful requests in categories held back, and ordinary ones, some for tools that are trained on",
         _of(agentalign, "test"),
+    ),
+    "intents": Benchmark(
+        "harmful requests and harmless look-alikes, written for this project, in two categories that are held back",
+        _of(intents, "test"),
     ),
     "bfcl-conversations": Benchmark(
         "BFCL multi_turn_base, ids 0 to 99: ordinary work; all 100 set the threshold of the guard that ships",

@@ -176,11 +176,14 @@ def labelled_calls(trajectories: Iterable[Trajectory]) -> Iterator[LabelledCall]
 def group_of(trajectory: Trajectory) -> str:
     """What must be drawn together when an interval is computed: twins, and what shares a person's or an attacker's part.
 
-    Of AgentDojo the runs of one user task, of ASB those of one agent, of AgentAlign those of one chain of tools.
+    Of AgentDojo the runs of one user task, of ASB those of one agent, of AgentAlign those of one chain of tools, of
+    our own requests those of one theme.
     """
     name = re.sub(r"#\d+$", "", trajectory.id)
     if name.startswith(DOJO):
         return "/".join(name.split("/")[:3])
+    if name.startswith("intents/"):
+        return re.sub(r"-\d+-\d+/\w+$", "", name)
     if name.startswith(("asb/", "agentalign/")):
         return "/".join(name.split("/")[:2])
     return family_of(name if labels_of(trajectory) else trajectory.task)

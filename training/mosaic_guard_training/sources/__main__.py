@@ -18,7 +18,7 @@ from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.sources.splits import FILE, make_splits, split_of_task
 from mosaic_guard_training.tasks import Task, TaskError, write_tasks
 
-SOURCES = ("injecagent", "asb", "agent_safetybench", "agentalign", "bfcl", "bfcl_conversations", "composed")
+SOURCES = ("injecagent", "asb", "agent_safetybench", "agentalign", "intents", "bfcl", "bfcl_conversations", "composed")
 
 
 def tasks_of(source: str, data: Path) -> Iterator[Task]:

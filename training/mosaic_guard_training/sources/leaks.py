@@ -81,7 +81,7 @@ def scenario_of(name: str) -> str:
 
 def family_of(name: str) -> str:
     """What the ids of twins have in common."""
-    return name.rsplit("/", 1)[0] if name.startswith("composed/") else name.removesuffix("-asked")
+    return name.rsplit("/", 1)[0] if name.startswith(("composed/", "intents/")) else name.removesuffix("-asked")
 
 
 def auc_of_words(calls: Sequence[SeenCall], part: str) -> float | None:

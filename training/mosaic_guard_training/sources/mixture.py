@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mosaic_guard_training.sources import agentalign, asb, bfcl, composed, injecagent
+from mosaic_guard_training.sources import agentalign, asb, bfcl, composed, injecagent, intents
 from mosaic_guard_training.sources.injections import Side
 from mosaic_guard_training.sources.joined import join_twins
 from mosaic_guard_training.sources.leaks import family_of
@@ -23,7 +23,13 @@ from mosaic_guard_training.sources.scene import pool_of
 from mosaic_guard_training.sources.splits import held_out, split_of_task
 from mosaic_guard_training.tasks import Task
 
-_SOURCES: Mapping[str, Any] = {"injecagent": injecagent, "asb": asb, "agentalign": agentalign, "bfcl": bfcl}
+_SOURCES: Mapping[str, Any] = {
+    "injecagent": injecagent,
+    "asb": asb,
+    "agentalign": agentalign,
+    "intents": intents,
+    "bfcl": bfcl,
+}
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,15 @@ class Shares:
         injecagent: Injected calls, and twins in which the user asks for them.
         asb: Likewise, without arguments.
         agentalign: Harmful requests, and ordinary ones for the same tools.
+        intents: Harmful requests and harmless look-alikes.
         bfcl: Ordinary requests by themselves.
         scenarios: Share of each scenario among the composed tasks; None for those of `composed.SCENARIOS`.
     """
 
     injecagent: float = 0.08
     asb: float = 0.03
-    agentalign: float = 0.02
+    agentalign: float = 0.03
+    intents: float = 0.12
     bfcl: float = 0.05
     scenarios: Mapping[str, float] | None = None
 

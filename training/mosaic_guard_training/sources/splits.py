@@ -135,7 +135,7 @@ def make_splits(data: Path, seed: int = SEED) -> dict[str, Any]:
     Raises:
         TrainingError: If a file is missing or is another one.
     """
-    from mosaic_guard_training.sources import agent_safetybench, agentalign, asb, bfcl, injecagent
+    from mosaic_guard_training.sources import agent_safetybench, agentalign, asb, bfcl, injecagent, intents
     from mosaic_guard_training.sources.carriers import KINDS
     from mosaic_guard_training.sources.deeds import DEEDS
     from mosaic_guard_training.sources.files import SourceFiles
@@ -178,6 +178,7 @@ def make_splits(data: Path, seed: int = SEED) -> dict[str, Any]:
                 "cases": dict.fromkeys(repeated, "none"),
             },
             "agentalign": {"environments": _dealt(sorted(harms), {"train": 5, "dev": 1, "test": 2}, seed), "cases": {}},
+            "intents": {"environments": dict(intents.SIDES), "cases": {}},
             "bfcl": {"environments": split_functions(bfcl.read_records(data)[0], seed), "cases": {}},
             "composed": {
                 "environments": {
