@@ -97,10 +97,10 @@ _STOP = frozenset(
 )
 _COMMAND = (
     r"(?:^\W{0,8}|[:>›»\])}]\s[^\w:>›»\])}]{0,8})"
-    r"(?:(?:first|then|now|next|also|finally|kindly|just|simply|and|so|afterwards|immediately|quickly|to\scontinue)\b,?\s){0,2}"
+    r"(?:(?:first|then|now|next|also|finally|kindly|just|simply|afterwards|immediately|quickly|to\scontinue)\b,?\s){0,2}"
 )
 """Where a command begins: a sentence, or what follows a heading, a name or markup; a word of order may stand before it."""
-_OPENING = re.compile(rf"{_COMMAND}([^\W_]+)(?![^\W_]|\s?:)", re.IGNORECASE)
+_OPENING = re.compile(rf"{_COMMAND}[^\W_]+(?![^\W_]|\s?:)", re.IGNORECASE)
 _INSTRUCTION = re.compile(
     r"\b(ignore|disregard|forget|override|instead|important|must|should|need(s)? to|have to|make sure|before you|"
     r"first,|please|do the following|follow these|new task|instruction|your task|you are|execute|perform|urgent|"
@@ -335,7 +335,11 @@ def reads_as_instruction(text: str, verbs: frozenset[str] = frozenset()) -> bool
 
 def opening_words(text: str) -> frozenset[str]:
     """The words with which a command could begin in a passage, case folded; no labels, such as "Order: 17"."""
-    return frozenset(word.casefold() for word in _OPENING.findall(text))
+    found = [word.casefold() for opening in _OPENING.findall(text) for word in _WORD.findall(opening)]
+    first = _WORD.search(text)  # whatever marks stand before it
+    if first is not None and not text.startswith(":", first.end()):
+        found.append(first[0].casefold())
+    return frozenset(found)
 
 
 class _Nearest(NamedTuple):

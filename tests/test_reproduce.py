@@ -17,6 +17,8 @@ from mosaic_guard_training.lessons import LessonSettings
 from mosaic_guard_training.options import read_recipe
 from mosaic_guard_training.reproduce import RECIPE, main
 from mosaic_guard_training.settings import TrainSettings
+from mosaic_guard_training.sources.composed import SCENARIOS
+from mosaic_guard_training.sources.mixture import Shares
 from mosaic_guard_training.tasks import write_tasks
 
 
@@ -94,3 +96,5 @@ def test_the_recipes_settings_are_known() -> None:
     read_recipe(TrainSettings, RECIPE / "further.yaml")
     read_recipe(TrainSettings, RECIPE / "suites.yaml")
     read_recipe(CalibrationSettings, RECIPE / "calibrate.yaml")
+    tasks = yaml.safe_load((RECIPE / "tasks.yaml").read_text())
+    assert set(Shares(**tasks["further_shares"]).scenarios or ()) <= set(SCENARIOS)

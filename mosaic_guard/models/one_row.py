@@ -30,10 +30,11 @@ def ordinary_kernels(weights: Sequence[Any]) -> Iterator[None]:
     Args:
         weights: `slow_weights` of a model, which nobody else uses meanwhile.
     """
-    for weight in weights:
-        weight.requires_grad_(True)
+    frozen = [weight for weight in weights if not weight.requires_grad]
     try:
+        for weight in frozen:
+            weight.requires_grad_(True)
         yield
     finally:
-        for weight in weights:
+        for weight in frozen:
             weight.requires_grad_(False)

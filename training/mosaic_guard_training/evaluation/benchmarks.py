@@ -88,7 +88,7 @@ FROM_DATA: Mapping[str, Benchmark] = {
         _of(agentalign, "test"),
     ),
     "intents": Benchmark(
-        "harmful requests and harmless look-alikes, written for this project, in two categories that are held back",
+        "our own harmful requests and look-alikes, two categories held back, which border on some that are taught; same tools",
         _of(intents, "test"),
     ),
     "bfcl-conversations": Benchmark(
