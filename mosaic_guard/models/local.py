@@ -117,13 +117,7 @@ class LocalGuardModel(GuardModel):
 
     def describe(self) -> dict[str, Any]:
         """What a trace's header says about the model."""
-        precision = str(getattr(self._model, "dtype", "")).removeprefix("torch.")
-        return {
-            "model": self.name,
-            "base_model": self.base,
-            "adapter": self._adapter_digest,
-            "dtype": precision,
-        }
+        return {"model": self.name, "base_model": self.base, "adapter": self._adapter_digest}
 
     def plan(self, prompt: Prompt) -> Planned:
         """Read what is new and write the think block."""
