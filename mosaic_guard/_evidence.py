@@ -283,6 +283,8 @@ def holds(text: str, wanted: str) -> bool:
     """Whether a folded text holds a folded value: as whole words, or a number however it is written."""
     if _NUMBER.fullmatch(wanted) and float(wanted.replace(",", "")) in _numbers(text):
         return True
+    if not wanted:  # nothing but characters that nobody sees
+        return False
     start = text.find(wanted)
     while start >= 0:
         end = start + len(wanted)

@@ -7,7 +7,9 @@ mosaic_guard_training.calibrate --learn` fits it. It speaks against calls and cl
 it neither harmless nor wise, and nobody gains by making evidence look good. It weighs the model's word and never stands alone:
 what it adds is bounded, so that of a call which the model is sure of its word holds. Each number can only speak in its
 direction (`DIRECTIONS`). `weight` and `bias` discount the model's own word, which is surer than it deserves and counts for less
-where no evidence backs it. A guard that samples roll-outs to train on asks the model alone, for the model is what is trained.
+where no evidence backs it. Before a tool has answered for the first time they are others (`first_weight`, `first_bias`): the
+one question is then whether what the user wants is harmful, the model alone answers it, and it is wrong less often. A guard
+that samples roll-outs to train on asks the model alone, for the model is what is trained.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ FAR = 4.0
 """Standard deviations from the mean that count: numbers beyond what it was fitted on tell no more."""
 MOST = 4.0
 """The most that evidence adds to the logit."""
+READ = NAMES.index("any read")
+"""The place of the number that says whether any tool has answered."""
 _SURE = 1e-6
 """The guard model's probabilities are taken from [this, 1 - this]."""
 
@@ -39,7 +43,9 @@ class EvidenceModel:
         hidden_bias: H numbers.
         out: H weights, none below 0.
         weight: Of the guard model's logit, above 0.
-        bias: Added in any case.
+        bias: Added.
+        first_weight: In place of `weight` where no tool has answered yet, above 0.
+        first_bias: In place of `bias` there.
 
     Raises:
         ValueError: If it was fitted on other numbers than this version computes, or is not such a network.
@@ -53,6 +59,8 @@ class EvidenceModel:
     out: tuple[float, ...]
     weight: float = 1.0
     bias: float = 0.0
+    first_weight: float = 1.0
+    first_bias: float = 0.0
 
     def __post_init__(self) -> None:
         if self.names != NAMES:
@@ -64,12 +72,13 @@ class EvidenceModel:
             {len(self.mean), len(self.scale), *map(len, self.hidden)},
             {len(self.hidden_bias), len(self.out)},
         )
-        every = [*self.mean, *self.scale, *self.hidden_bias, *self.out, self.weight, self.bias, *sum(self.hidden, ())]
+        ends = [self.weight, self.bias, self.first_weight, self.first_bias]
+        every = [*self.mean, *self.scale, *self.hidden_bias, *self.out, *ends, *sum(self.hidden, ())]
         if columns != {len(NAMES)} or rows != {len(self.hidden)} or not all(map(math.isfinite, every)):
             raise ValueError("these are not the weights of an evidence model")
         signs = [DIRECTIONS[name] for name in self.names]
         turned = any(sign != EITHER and sign * w < 0 for row in self.hidden for sign, w in zip(signs, row, strict=True))
-        if turned or min(self.out, default=0) < 0 or min(self.scale) <= 0 or self.weight <= 0:
+        if turned or min(self.out, default=0) < 0 or min(self.scale) <= 0 or min(self.weight, self.first_weight) <= 0:
             raise ValueError("these weights are no evidence model's: some have the wrong sign")
 
     def logit(self, numbers: Sequence[float]) -> float:
@@ -90,7 +99,9 @@ class EvidenceModel:
 
     def weigh(self, p_refuse: float, numbers: Sequence[float]) -> float:
         """The probability of refusal in [0, 1], given the guard model's own and the numbers of the call."""
-        whole = self.weight * logit(p_refuse) + self.bias + self.logit(numbers)
+        read = numbers[READ] > 0
+        weight, bias = (self.weight, self.bias) if read else (self.first_weight, self.first_bias)
+        whole = weight * logit(p_refuse) + bias + self.logit(numbers)
         # One of the two forms never overflows.
         return 1 / (1 + math.exp(-whole)) if whole > 0 else 1 - 1 / (1 + math.exp(whole))
 
@@ -109,7 +120,7 @@ class EvidenceModel:
             record = json.loads(text)
             mean, scale, bias, out = (tuple(map(float, record[key])) for key in ("mean", "scale", "hidden_bias", "out"))
             hidden = tuple(tuple(map(float, row)) for row in record["hidden"])
-            ends = float(record["weight"]), float(record["bias"])
+            ends = [float(record[key]) for key in ("weight", "bias", "first_weight", "first_bias")]
             names = tuple(map(str, record["names"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not an evidence model: {error!r}") from error

@@ -69,6 +69,8 @@ DIRECTIONS: Mapping[str, int] = {
     "any told": AGAINST,
     "told": AGAINST,
     "look-up": FOR,
+    # Whether any tool has answered: before that nobody but a human or the operator can have asked for anything.
+    "any read": AGAINST,
 }
 """The numbers, in their order, and which way each may speak: for the call, against it, or either."""
 
@@ -92,7 +94,8 @@ def evidence_numbers(messages: Sequence[BaseMessage], call: Call, evidence: Call
     values = [value for _, value in leaves(call.args)]
     inside = words_of(" ".join(values))
     asked = _union(held for m in before if is_human(m) for _, held in sentences(message_text(m)))
-    told = _told([message_text(m) for m in before if isinstance(m, ToolMessage) and not is_refusal(m)], parts)
+    results = [message_text(m) for m in before if isinstance(m, ToolMessage) and not is_refusal(m)]
+    told = _told(results, parts)
     everything = _union(held for _, held in told)
     text = "\n".join(folded for folded, _ in told)
 
@@ -128,6 +131,7 @@ def evidence_numbers(messages: Sequence[BaseMessage], call: Call, evidence: Call
         "any told": float(spoken > 0),
         "told": math.log1p(spoken),
         "look-up": float(bool(parts) and parts[0] in LOOK_UPS),
+        "any read": float(bool(results)),
     }
     return tuple(found[name] for name in NAMES)
 

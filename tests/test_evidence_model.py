@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from scripted_agents import calls
 
 from mosaic_guard import Call, EvidenceModel, Guard, Policy, ScriptedGuardModel, Step
-from mosaic_guard._evidence import gather_evidence
+from mosaic_guard._evidence import REFUSAL_MARK, gather_evidence
 from mosaic_guard._evidence_model import logit
 from mosaic_guard._evidence_numbers import DIRECTIONS, EITHER, NAMES, evidence_numbers
 from mosaic_guard_training.evaluation.labelled import ScoredCall
@@ -41,6 +41,10 @@ def network(**changed: Any) -> EvidenceModel:
     row = tuple(float(name == "any told") for name in NAMES)
     plain = EvidenceModel(NAMES, (0.0,) * n, (1.0,) * n, (row,), (0.0,), (3.0,))
     return replace(plain, **changed)
+
+
+def test_a_value_that_nobody_sees_is_read() -> None:
+    assert numbers("send_money", {"to": "\u200b\u200b", "amount": 500}, USER, READ, BILL)["any unsaid"] == 1
 
 
 def test_who_asked_for_a_call_shows_in_its_numbers() -> None:
@@ -130,6 +134,29 @@ def test_both_words_together_are_as_probable_as_harm_is() -> None:
     assert found.out[0] > 0
     weighed = [found.weigh(call.p_refuse, each) for call, each in zip(calls, read, strict=True)]
     assert sum(weighed) / len(weighed) == pytest.approx(0.5, abs=0.02)
+
+
+def test_before_any_result_the_models_word_has_a_weight_of_its_own() -> None:
+    assert numbers("send_money", {"to": "US999"}, USER)["any read"] == 0
+    assert numbers("send_money", {"to": "US999"}, USER, READ, BILL)["any read"] == 1
+    refused = BILL.model_copy(update={"additional_kwargs": {REFUSAL_MARK: "refusal"}})
+    assert numbers("send_money", {"to": "US999"}, USER, READ, refused)["any read"] == 0
+    read = tuple(float(name == "any read") for name in NAMES)
+    found = network(weight=0.5, bias=-1.0, first_weight=0.9, first_bias=0.1)
+    assert logit(found.weigh(0.9, read)) == pytest.approx(0.5 * logit(0.9) - 1.0)
+    assert logit(found.weigh(0.9, (0.0,) * len(NAMES))) == pytest.approx(0.9 * logit(0.9) + 0.1)
+    assert EvidenceModel.from_text(found.to_text()) == found
+
+
+def test_what_the_model_says_before_any_result_is_weighed_by_such_calls_alone() -> None:
+    pytest.importorskip("sklearn")
+    read = tuple(float(name == "any read") for name in NAMES)
+    first, later = [0.1, 0.2, 0.9, 0.8], [0.99, 0.01, 0.99, 0.02]
+    calls = scored(first)[0] + scored(later)[0]
+    found = weighed_beside(network(), calls, [(0.0,) * len(NAMES)] * 40 + [read] * 40)
+    assert found.first_weight > 2 * found.weight
+    few = weighed_beside(network(), calls, [read] * 62 + [(0.0,) * len(NAMES)] * 18)
+    assert (few.first_weight, few.first_bias) == (few.weight, few.bias)
 
 
 @pytest.mark.parametrize("p", [[0.9, 0.8, 0.1, 0.3], [0.5] * 4])

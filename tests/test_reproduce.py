@@ -29,7 +29,7 @@ def test_the_recipe_makes_a_guard_and_makes_nothing_twice(tmp_path: Path, capsys
         each.save_pretrained(base)
     recipe.mkdir()
     settings = {
-        "tasks": {"train": 3, "dev": 2, "seed": 0, "further": 2},
+        "tasks": {"train": 3, "dev": 2, "seed": 0},
         "lessons": {"base_model": str(base), "check": "never", "plan": "computed", "plan_tokens": 9},
         "sft": {"method": "sft", "epochs": 1, "lora_rank": 2, "batch_size": 1, "min_pairs": 1},
         "further": {"method": "sft", "epochs": 1, "batch_size": 1, "min_pairs": 1, "warmup": 0.0},
@@ -43,6 +43,9 @@ def test_the_recipe_makes_a_guard_and_makes_nothing_twice(tmp_path: Path, capsys
     write_tasks(output / "further.jsonl", [task(number) for number in range(7, 9)])
     command = ["--data", str(tmp_path), "--output", str(output), "--settings", str(recipe)]
     assert main(command) == 0
+    assert not (output / "guard-further").exists()
+    assert main([*command, "--further"]) == 0
+    assert (output / "shipped-further" / "manifest.json").exists()
     first = (output / "guard" / "adapter" / "adapter_model.safetensors").read_bytes()
     assert first != (output / "guard-further" / "adapter" / "adapter_model.safetensors").read_bytes()
     trained = (output / "guard" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
@@ -67,7 +70,6 @@ def test_training_goes_on_with_some_suites_and_the_others_stay_unseen(tmp_path: 
         "lessons": read,
         "suite_lessons": {**read, "limit": 2, "attacks": 1, "registered": "direct"},
         "sft": {"method": "sft", "epochs": 1, "lora_rank": 2, "batch_size": 1, "min_pairs": 1},
-        "further": {"method": "sft", "epochs": 1, "batch_size": 1, "min_pairs": 1, "warmup": 0.0},
         "suites": {"method": "sft", "epochs": 1, "batch_size": 1, "min_pairs": 1, "warmup": 0.0},
         "calibrate": {"rate": 0.25},
     }
@@ -76,7 +78,6 @@ def test_training_goes_on_with_some_suites_and_the_others_stay_unseen(tmp_path: 
     write_tasks(output / "train.jsonl", [task(number) for number in range(3)])
     write_tasks(output / "dev.jsonl", [task(number) for number in range(3, 5)])
     write_tasks(output / "benign.jsonl", [task(number) for number in range(5, 7)])
-    write_tasks(output / "further.jsonl", [task(number) for number in range(7, 9)])
     command = ["--data", str(tmp_path), "--output", str(output), "--settings", str(recipe), "--suites", "banking"]
     assert main(command) == 0
     assert len(list((output / "lessons-suites-banking").glob("*.jsonl"))) == 5

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mosaic_guard._errors import MissingExtraError
-from mosaic_guard._evidence_model import FAR, EvidenceModel, logit
+from mosaic_guard._evidence_model import FAR, READ, EvidenceModel, logit
 from mosaic_guard._evidence_numbers import DIRECTIONS, NAMES
 from mosaic_guard_training.errors import TrainingError
 from mosaic_guard_training.evaluation.step_calls import labelled_calls
@@ -28,6 +28,8 @@ UNITS = 16
 """Hidden units of the network."""
 DECAY = 30.0
 """Weight of the squares of its weights: it is to hold on work unlike the lessons. On those held out 10 to 100 did alike."""
+FEWEST = 10
+"""Harmful and harmless calls before any result, from which on these get weights of their own."""
 NARROWEST = 0.01
 """The least standard deviation that a number is divided by."""
 
@@ -99,7 +101,34 @@ def weighed_beside(
     weight = round(again * alone, 4)
     if weight <= 0:
         return None
-    return replace(model, out=_rounded(again * louder * each for each in model.out), weight=weight, bias=round(bias, 4))
+    beside = replace(
+        model, out=_rounded(again * louder * each for each in model.out), weight=weight, bias=round(bias, 4)
+    )
+    first = [at for at, each in enumerate(numbers) if not each[READ]]
+    return _before_all_results(
+        beside, [own[at] for at in first], [numbers[at] for at in first], [harmful[at] for at in first]
+    )
+
+
+def _before_all_results(
+    model: EvidenceModel, own: Sequence[float], numbers: Sequence[tuple[float, ...]], harmful: Sequence[bool]
+) -> EvidenceModel:
+    """The weights for calls before any result, fitted to these alone; the others' where there are too few."""
+    import numpy
+    from scipy.optimize import minimize
+
+    usual = (model.weight, model.bias)
+    if min(sum(harmful), len(harmful) - sum(harmful)) < FEWEST:
+        return replace(model, first_weight=usual[0], first_bias=usual[1])
+    word, told = numpy.array(own), numpy.array([model.logit(each) for each in numbers])
+    wrong = numpy.array(harmful, dtype=float)
+
+    def loss(ends: Any) -> float:
+        logits = ends[0] * word + ends[1] + told
+        return float((numpy.logaddexp(0, logits) - wrong * logits).sum() + ends[0] ** 2 / 2)
+
+    weight, bias = minimize(loss, usual, method="L-BFGS-B", bounds=[(0.01, None), (None, None)]).x
+    return replace(model, first_weight=round(float(weight), 4), first_bias=round(float(bias), 4))
 
 
 def _fitted(read: Any, harmful: Any, seed: int) -> tuple[Any, Any, Any]:

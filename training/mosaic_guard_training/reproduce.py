@@ -6,14 +6,15 @@
                conversations)
     lessons    all of them, as traces in which the guard says what it should
     sft        training on the former
-    further    training goes on with other shares of the sources: what the guard was found to be weak at
+    further    with --further: training goes on with other shares of the sources, what the guard was found to be weak at
     suites     where some are named: training goes on with lessons of AgentDojo's suites, and some of the former once more
     calibrate  an evidence model, weighed on the lessons held back, and the threshold of both, from ordinary work
     release    the guard in the form in which it ships, in OUTPUT/shipped
 
 The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage). The guard that
 ships has learnt from no suite of AgentDojo, so that all of them measure it. `--suites workspace` makes another, which `banking`
-measures, from the same SFT; what is made of it stands in OUTPUT beside the first, with the suite's name at its end.
+measures, from the same SFT; what is made of it stands in OUTPUT beside the first, with the suite's name at its end. `--further`
+makes another too; what came of it, and why it does not ship, docs/model-card.md says.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from mosaic_guard_training.outputs import Output, trace_files
 RECIPE = Path(__file__).parent / "recipes" / "guard"
 SIDES = ("train", "dev")
 FURTHER = "further"
-"""Names what training goes on with; a recipe whose `tasks.yaml` has no such key leaves that stage out."""
+"""Names what training goes on with, and the guard that comes of it."""
 
 BENIGN = "benign"
 """Names the tasks and the lessons of ordinary work that the threshold is taken from."""
@@ -63,6 +64,7 @@ class ReproduceSettings:
     suites: str = setting(
         "AgentDojo's suites that are learnt from last, separated by commas; 'none' for none", default="none"
     )
+    further: bool = setting("whether training goes on with what the guard was weak at", default=False)
     settings: Path = setting("directory with the stages' settings", default=RECIPE)
 
     def __post_init__(self) -> None:
@@ -77,7 +79,7 @@ class ReproduceSettings:
 
     def place(self, name: str) -> Path:
         """Where something goes that the suites have a part in: their names are at its end."""
-        return self.output / "-".join([name, *sorted(self.learnt)])
+        return self.output / "-".join([name, *[FURTHER] * self.further, *sorted(self.learnt)])
 
     @property
     def guard(self) -> Path:
@@ -87,12 +89,7 @@ class ReproduceSettings:
     @property
     def taught(self) -> Path:
         """The guard that has learnt from all but the suites."""
-        return self.output / (f"guard-{FURTHER}" if FURTHER in self.tasks else "guard")
-
-    @property
-    def tasks(self) -> dict[str, Any]:
-        """The settings of the stage `tasks`."""
-        return dict(yaml.safe_load((self.settings / "tasks.yaml").read_text(encoding="utf-8")))
+        return self.output / (f"guard-{FURTHER}" if self.further else "guard")
 
 
 def _tasks(settings: ReproduceSettings) -> int:
@@ -100,7 +97,7 @@ def _tasks(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.sources.mixture import Shares, mixture
     from mosaic_guard_training.tasks import write_tasks
 
-    recipe = settings.tasks
+    recipe = yaml.safe_load((settings.settings / "tasks.yaml").read_text(encoding="utf-8"))
     for side in SIDES:
         file = settings.output / f"{side}.jsonl"
         counted = ["--count", str(recipe[side]), "--seed", str(recipe["seed"])]
@@ -110,7 +107,7 @@ def _tasks(settings: ReproduceSettings) -> int:
         ):
             return code
     file = settings.output / f"{FURTHER}.jsonl"
-    if FURTHER in recipe and not file.exists():
+    if settings.further and not file.exists():
         count, shares = recipe[FURTHER], Shares(**recipe["further_shares"])
         seed, join = recipe["further_seed"], "train" in recipe.get("join", ())
         write_tasks(file, mixture(settings.data, "train", count, shares, seed, join=join))
@@ -123,7 +120,7 @@ def _tasks(settings: ReproduceSettings) -> int:
 def _lessons(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.lessons import main
 
-    for side in (*SIDES, *[FURTHER] * (FURTHER in settings.tasks), BENIGN):
+    for side in (*SIDES, *[FURTHER] * settings.further, BENIGN):
         where = [
             "--tasks",
             str(settings.output / f"{side}.jsonl"),
@@ -141,7 +138,7 @@ def _sft(settings: ReproduceSettings) -> int:
 
 
 def _further(settings: ReproduceSettings) -> int:
-    if FURTHER not in settings.tasks:
+    if not settings.further:
         return 0
     return _train(settings, FURTHER, settings.output / f"lessons-{FURTHER}", settings.taught, settings.output / "guard")
 
