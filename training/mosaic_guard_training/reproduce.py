@@ -6,7 +6,8 @@
                conversations)
     lessons    all of them, as traces in which the guard says what it should
     sft        training on the former
-    further    with --further: training goes on with other shares of the sources, what the guard was found to be weak at
+    further    with --further: training goes on with other shares of the sources, what the guard was found to be weak at,
+               and the mean of the guards before and after is taken
     suites     where some are named: training goes on with lessons of AgentDojo's suites, and some of the former once more
     calibrate  an evidence model, weighed on the lessons held back, and the threshold of both, from ordinary work
     release    the guard in the form in which it ships, in OUTPUT/shipped
@@ -89,7 +90,7 @@ class ReproduceSettings:
     @property
     def taught(self) -> Path:
         """The guard that has learnt from all but the suites."""
-        return self.output / (f"guard-{FURTHER}" if self.further else "guard")
+        return self.output / ("guard-averaged" if self.further else "guard")
 
 
 def _tasks(settings: ReproduceSettings) -> int:
@@ -138,9 +139,15 @@ def _sft(settings: ReproduceSettings) -> int:
 
 
 def _further(settings: ReproduceSettings) -> int:
+    from mosaic_guard_training.average import main
+
     if not settings.further:
         return 0
-    return _train(settings, FURTHER, settings.output / f"lessons-{FURTHER}", settings.taught, settings.output / "guard")
+    before, after = settings.output / "guard", settings.output / f"guard-{FURTHER}"
+    if code := _train(settings, FURTHER, settings.output / f"lessons-{FURTHER}", after, before):
+        return code
+    # What it learns so it pays for with some of what it knew: of the mean both are kept, mostly.
+    return 0 if settings.taught.exists() else main(["--guards", f"{before},{after}", "--output", str(settings.taught)])
 
 
 def _train(settings: ReproduceSettings, recipe: str, traces: Path, output: Path, start: Path | None = None) -> int:
