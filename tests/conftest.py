@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 # Before any import of transformers: a test that reaches for a hub must fail at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The same numbers on every machine.
+os.environ.setdefault("MOSAIC_GUARD_DTYPE", "float32")
 
 import pytest
 from checkpointers import KINDS, Stores

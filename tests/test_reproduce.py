@@ -43,9 +43,9 @@ def test_the_recipe_makes_a_guard_and_makes_nothing_twice(tmp_path: Path, capsys
     write_tasks(output / "further.jsonl", [task(number) for number in range(7, 9)])
     command = ["--data", str(tmp_path), "--output", str(output), "--settings", str(recipe)]
     assert main(command) == 0
-    assert not (output / "guard-further").exists()
-    assert main([*command, "--further"]) == 0
-    assert (output / "shipped-further" / "manifest.json").exists()
+    assert not (output / "shipped-first").exists()
+    assert main([*command, "--no-further"]) == 0
+    assert Guard.load(output / "shipped-first").describe() != Guard.load(output / "shipped").describe()
     first = (output / "guard" / "adapter" / "adapter_model.safetensors").read_bytes()
     assert first != (output / "guard-further" / "adapter" / "adapter_model.safetensors").read_bytes()
     trained = (output / "guard" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
@@ -78,13 +78,23 @@ def test_training_goes_on_with_some_suites_and_the_others_stay_unseen(tmp_path: 
     write_tasks(output / "train.jsonl", [task(number) for number in range(3)])
     write_tasks(output / "dev.jsonl", [task(number) for number in range(3, 5)])
     write_tasks(output / "benign.jsonl", [task(number) for number in range(5, 7)])
-    command = ["--data", str(tmp_path), "--output", str(output), "--settings", str(recipe), "--suites", "banking"]
+    command = [
+        "--data",
+        str(tmp_path),
+        "--output",
+        str(output),
+        "--settings",
+        str(recipe),
+        "--no-further",
+        "--suites",
+        "banking",
+    ]
     assert main(command) == 0
-    assert len(list((output / "lessons-suites-banking").glob("*.jsonl"))) == 5
+    assert len(list((output / "lessons-suites-first-banking").glob("*.jsonl"))) == 5
     assert not (output / "lessons-workspace").exists()
-    assert (output / "shipped-banking" / "manifest.json").exists()
+    assert (output / "shipped-first-banking" / "manifest.json").exists()
     first = (output / "guard" / "adapter" / "adapter_model.safetensors").read_bytes()
-    assert first != (output / "guard-suites-banking" / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert first != (output / "guard-suites-first-banking" / "adapter" / "adapter_model.safetensors").read_bytes()
     with pytest.raises(SystemExit):
         main([*command[:-1], "travel"])
     assert "workspace,banking" in capsys.readouterr().err

@@ -38,6 +38,19 @@ def test_the_precision_is_what_is_fast_and_fits(
     assert fast_dtype(weights, device) == expected
 
 
+@pytest.fixture(autouse=True)
+def nobody_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOSAIC_GUARD_DTYPE", raising=False)
+
+
+def test_the_environment_decides_where_it_says_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSAIC_GUARD_DTYPE", "bfloat16")
+    assert fast_dtype(SMALL, "cpu") == torch.bfloat16
+    monkeypatch.setenv("MOSAIC_GUARD_DTYPE", "half")
+    with pytest.raises(ValueError, match="float32 or bfloat16, not 'half'"):
+        fast_dtype(SMALL, "cpu")
+
+
 def test_the_gain_is_measured_once_and_is_a_ratio() -> None:
     assert bfloat16_gain() == bfloat16_gain() > 0
 

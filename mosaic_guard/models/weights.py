@@ -44,12 +44,18 @@ GAIN = 1.5
 def fast_dtype(weights: int, device: str) -> torch.dtype:
     """bfloat16 where it is fast: on a GPU that has it, and on a CPU that is measured to be; elsewhere float32.
 
+    `MOSAIC_GUARD_DTYPE=float32` in the environment (or `bfloat16`) decides instead, for the same numbers on every machine.
+
     Args:
         weights: Number of weights; on a CPU a large model stays in bfloat16 in any case, to fit into memory.
         device: Where it will run.
     """
     import torch
 
+    if (said := os.environ.get("MOSAIC_GUARD_DTYPE")) is not None:
+        if said not in ("float32", "bfloat16"):
+            raise ValueError(f"MOSAIC_GUARD_DTYPE is float32 or bfloat16, not {said!r}")
+        return torch.float32 if said == "float32" else torch.bfloat16
     if device.startswith("cuda"):
         fast = torch.cuda.is_bf16_supported()
     else:

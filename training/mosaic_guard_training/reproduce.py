@@ -6,16 +6,15 @@
                conversations)
     lessons    all of them, as traces in which the guard says what it should
     sft        training on the former
-    further    with --further: training goes on with other shares of the sources, what the guard was found to be weak at,
-               and the mean of the guards before and after is taken
+    further    training goes on with other shares of the sources, what the guard was found to be weak at, and the mean of the
+               guards before and after is taken (--no-further leaves this out)
     suites     where some are named: training goes on with lessons of AgentDojo's suites, and some of the former once more
     calibrate  an evidence model, weighed on the lessons held back, and the threshold of both, from ordinary work
     release    the guard in the form in which it ships, in OUTPUT/shipped
 
 The settings are the files of `recipes/guard/`. `make reproduce-guard DATA=DIR` runs it (`STAGE=` for one stage). The guard that
 ships has learnt from no suite of AgentDojo, so that all of them measure it. `--suites workspace` makes another, which `banking`
-measures, from the same SFT; what is made of it stands in OUTPUT beside the first, with the suite's name at its end. `--further`
-makes another too; what came of it, and why it does not ship, docs/model-card.md says.
+measures, from the same SFT; what is made of it stands in OUTPUT beside the first, with the suite's name at its end.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class ReproduceSettings:
     suites: str = setting(
         "AgentDojo's suites that are learnt from last, separated by commas; 'none' for none", default="none"
     )
-    further: bool = setting("whether training goes on with what the guard was weak at", default=False)
+    further: bool = setting("whether training goes on with what the guard was weak at", default=True)
     settings: Path = setting("directory with the stages' settings", default=RECIPE)
 
     def __post_init__(self) -> None:
@@ -80,7 +79,7 @@ class ReproduceSettings:
 
     def place(self, name: str) -> Path:
         """Where something goes that the suites have a part in: their names are at its end."""
-        return self.output / "-".join([name, *[FURTHER] * self.further, *sorted(self.learnt)])
+        return self.output / "-".join([name, *["first"] * (not self.further), *sorted(self.learnt)])
 
     @property
     def guard(self) -> Path:
