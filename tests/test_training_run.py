@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,19 @@ def _last() -> Any:
     return AIMessage("done")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as the process that is killed has: with others sums differ in their last places, and in time that shows."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(traces: Path, base: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ["--epochs", "8", "--keep-checkpoints", "19"]
