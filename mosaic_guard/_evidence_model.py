@@ -8,8 +8,10 @@ it neither harmless nor wise, and nobody gains by making evidence look good. It 
 what it adds is bounded, so that of a call which the model is sure of its word holds. Each number can only speak in its
 direction (`DIRECTIONS`). `weight` and `bias` discount the model's own word, which is surer than it deserves and counts for less
 where no evidence backs it. Before a tool has answered for the first time they are others (`first_weight`, `first_bias`): the
-one question is then whether what the user wants is harmful, the model alone answers it, and it is wrong less often. A guard
-that samples roll-outs to train on asks the model alone, for the model is what is trained.
+one question is then whether what the user wants is harmful, the model alone answers it, and it is wrong less often. So that a
+tool has answered at all, whatever it says, lets the model's word count for less: a harmful wish of the user is judged more
+mildly after a look-up than before one. It is the one thing here that can speak for a call. A guard that samples
+roll-outs to train on asks the model alone, for the model is what is trained.
 """
 
 from __future__ import annotations

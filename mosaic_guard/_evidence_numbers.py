@@ -2,7 +2,8 @@
 
 They say who wrote what, and nothing of what it means. Each has a direction in which alone it may speak, so that whoever writes
 what a tool returns cannot speak for a call by adding to it: no number that a text can raise speaks for the call, but for what a
-human said of that text. Shares of all values are not among them, for values can be added to a call; the least of them counts.
+human said of that text, and for "any read", which chooses the weight of the guard model's word (`_evidence_model.py`). Shares
+of all values are not among them, for values can be added to a call; the least of them counts.
 """
 
 from __future__ import annotations
