@@ -314,6 +314,8 @@ def test_one_command_makes_all_runs_and_goes_on(base: str, tmp_path: Path, monke
             raise KeyboardInterrupt
         return tried(run, guard)
 
+    log, logged = ablation_run._log, []
+    monkeypatch.setattr(ablation_run, "_log", lambda *said: (logged.append(said), log(*said)))
     monkeypatch.setattr(ablation_run, "try_out", stops)
     for _ in cut:
         assert main(command) == 130
@@ -323,6 +325,8 @@ def test_one_command_makes_all_runs_and_goes_on(base: str, tmp_path: Path, monke
     assert len(set(calls)) == 6
     assert len(calls) == 6 + len(cut)
     assert {name.partition("-")[0] for name in calls if calls.count(name) > 1} == {"sft", "grpo", "dpo"}
+    # Both arms of DPO learn from the same roll-outs of the start.
+    assert len(logged) == 1
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     # The tables are of all that is known, whatever was asked for now.
     assert (summary["finished"], summary["runs"]) == (6, 9)

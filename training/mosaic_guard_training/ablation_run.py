@@ -53,7 +53,7 @@ def prepare(run: Run, place: Path, start: Path | None) -> Path | None:
             _write_warm_start(run, file, base)
         else:
             assert start is not None
-            _write_pairs(run, place / "traces", start, file, base)
+            _write_pairs(run, start.with_name(f"traces-{run.arm['check']}-{run.arm['logged']}"), start, file, base)
     return file
 
 
@@ -74,10 +74,13 @@ def _write_warm_start(run: Run, file: Path, base: str) -> None:
 
 
 def _log(run: Run, traces: Path, guard: Guard) -> None:
-    """Roll-outs of the training tasks under the guard that a run starts from; there whole or not at all."""
+    """Roll-outs of the training tasks under the guard that a run starts from; there whole or not at all.
+
+    They lie beside that guard: all runs that start from it and log as many learn from the same.
+    """
     assert isinstance(guard.model, LocalGuardModel)
     guard.model.remember(512)
-    part = traces.with_name("traces.part")
+    part = traces.with_name(f"{traces.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     with TraceWriter(part) as trace:
         for task in some_of(run, training_tasks()):

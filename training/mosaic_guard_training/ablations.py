@@ -300,9 +300,8 @@ class Ablations:
         self._clean(run, place)
 
     def _clean(self, run: Run, place: Path) -> None:
-        """Leave a few kB; a start stays, for the other runs go on from it."""
+        """Leave a few kB; a start stays, with what was logged under it, for the other runs go on from it."""
         shutil.rmtree(self._guard(run) / "checkpoints", ignore_errors=True)
-        shutil.rmtree(place / "traces", ignore_errors=True)
         (place / "preferences.jsonl").unlink(missing_ok=True)
         if run.arm["method"] != "sft" and not self._settings.keep_adapters:
             shutil.rmtree(place, ignore_errors=True)
