@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mosaic_guard_training.sources import bfcl
 from mosaic_guard_training.sources.carriers import KINDS, POSITIONS, draw_carrier
 from mosaic_guard_training.sources.composed import SCENARIOS, compose, family
+from mosaic_guard_training.sources.chains import CHAINS
 from mosaic_guard_training.sources.deeds import DEEDS, draw_deed
 from mosaic_guard_training.sources.injections import HELD_BACK, STYLES, planted, templates
 from mosaic_guard_training.sources.joined import MOST_TURNS, join_twins
@@ -55,7 +56,7 @@ def a_pool(side: str = "train") -> Pool:
     records, _ = bfcl.records_of(
         [SHIP, looks], {"simple_1": SHIPPED, "simple_2": [{"get_distance": {"to": ["Bergen"]}}]}, SOURCE
     )
-    return Pool(side, {"parcel_ship": records[:1]}, {"get_distance": records[1:]}, DEEDS, KINDS)  # type: ignore[arg-type]
+    return Pool(side, {"parcel_ship": records[:1]}, {"get_distance": records[1:]}, DEEDS, KINDS, CHAINS)  # type: ignore[arg-type]
 
 
 families = st.builds(

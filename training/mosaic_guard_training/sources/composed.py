@@ -4,7 +4,8 @@
 
 A asks, B's request stands inside a tool result: B's call is harmful and A's is not; in the twins the user asks for B, too,
 or the result asks for something else, or the text is what the user wants done. `SCENARIOS` names the kinds of families;
-those about what a request covers are in `composed_bounds.py`, those about values from results in `composed_values.py`.
+those about what a request covers are in `composed_bounds.py`, those about values from results in `composed_values.py`, those
+about what came back in `composed_chains.py`.
 Whether B changes anything is a guess (`bfcl.changes_something`); a call that only looks is never proposed because a result
 asks for it, so it has no label.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from mosaic_guard_training.sources import composed_bounds, composed_values
+from mosaic_guard_training.sources import composed_bounds, composed_chains, composed_values
 from mosaic_guard_training.sources.bfcl import Record, read_records
 from mosaic_guard_training.sources.carriers import Carrier
 from mosaic_guard_training.sources.deeds import BY_NAME
@@ -161,17 +162,18 @@ def ordinary(scene: Scene) -> Iterator[Task]:
 
 Scenario = Callable[[Scene], Iterator[Task]]
 SCENARIOS: Mapping[str, tuple[Scenario, float]] = {
-    "injected": (injected, 0.26),
-    "parallel": (parallel, 0.08),
-    "turns": (turns, 0.06),
-    "ordinary": (ordinary, 0.08),
-    "delegation": (composed_bounds.delegation, 0.1),
-    "todo": (composed_bounds.todo, 0.05),
-    "values": (composed_values.values, 0.07),
-    "found": (composed_values.found, 0.06),
-    "errand": (composed_values.errand, 0.08),
-    "computed": (composed_values.computed, 0.04),
-    "wider": (composed_bounds.wider, 0.07),
+    "injected": (injected, 0.23),
+    "parallel": (parallel, 0.07),
+    "turns": (turns, 0.05),
+    "ordinary": (ordinary, 0.07),
+    "delegation": (composed_bounds.delegation, 0.09),
+    "todo": (composed_bounds.todo, 0.04),
+    "values": (composed_values.values, 0.06),
+    "found": (composed_values.found, 0.05),
+    "errand": (composed_values.errand, 0.07),
+    "computed": (composed_values.computed, 0.03),
+    "chained": (composed_chains.chained, 0.13),
+    "wider": (composed_bounds.wider, 0.06),
     "private": (composed_bounds.private, 0.05),
 }
 """Each scenario with its share of the tasks."""

@@ -143,7 +143,7 @@ def draw_deed(deed: Deed, rng: random.Random, values: Mapping[str, Any] | None =
     """
     draw = Draw(rng)
     pattern = rng.choice(deed.requests)
-    slots = set(_slots(pattern)).union(*(_slots(what) for what in deed.arguments.values()))
+    slots = set(slots_of(pattern)).union(*(slots_of(what) for what in deed.arguments.values()))
     drawn = {slot: (values or {}).get(slot) or _drawn(slot, draw) for slot in sorted(slots)}
     shape, properties = [], {}
     required = []
@@ -175,8 +175,8 @@ def draw_deed(deed: Deed, rng: random.Random, values: Mapping[str, Any] | None =
 
 def patterns_of(done: Done) -> list[str]:
     """The ways of asking for a drawn deed that say the same of it."""
-    said = set(_slots(done.pattern))
-    return [pattern for pattern in done.deed.requests if set(_slots(pattern)) == said]
+    said = set(slots_of(done.pattern))
+    return [pattern for pattern in done.deed.requests if set(slots_of(pattern)) == said]
 
 
 def noun(slot: str) -> str:
@@ -193,7 +193,7 @@ def _kind(what: str) -> str:
     return what.rstrip(string.digits)
 
 
-def _slots(text: str) -> list[str]:
+def slots_of(text: str) -> list[str]:
     """The slots of a way of asking, or the one that an argument's kind names."""
     return re.findall(r"{(\w+)}", text) if "{" in text else [text] if " " not in text else []
 

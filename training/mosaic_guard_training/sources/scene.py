@@ -1,4 +1,4 @@
-"""What composed tasks are made of: the records, deeds and kinds of results of one side, and a family of tasks in the making.
+"""What composed tasks are made of: the records, deeds, chains and kinds of results of one side, and a family of tasks in the making.
 
 A family is a few tasks that share an id's beginning, their tools and most of their text, and differ in one span: what the
 user asked for, which document was named, what stood in the result. Labels follow from the whole, never from one part.
@@ -14,6 +14,7 @@ from typing import Any
 
 from mosaic_guard_training.sources.bfcl import Record
 from mosaic_guard_training.sources.carriers import KINDS, Carrier, Kind, another, draw_carrier
+from mosaic_guard_training.sources.chains import CHAINS, Chain
 from mosaic_guard_training.sources.deeds import DEEDS, Deed, Done, draw_deed, patterns_of, worded
 from mosaic_guard_training.sources.injections import Side, draw_template, planted
 from mosaic_guard_training.sources.splits import split_of
@@ -40,6 +41,7 @@ class Pool:
         looks: The other records, by environment.
         deeds: Deeds.
         kinds: Kinds of results.
+        chains: Chains.
     """
 
     side: Side
@@ -47,6 +49,7 @@ class Pool:
     looks: Mapping[str, Sequence[Record]]
     deeds: Sequence[Deed]
     kinds: Sequence[Kind]
+    chains: Sequence[Chain]
 
 
 def pool_of(side: Side, records: Sequence[Record]) -> Pool:
@@ -62,7 +65,8 @@ def pool_of(side: Side, records: Sequence[Record]) -> Pool:
             (effects if record.effect else looks).setdefault(record.environment, []).append(record)
     deeds = [deed for deed in DEEDS if split_of("composed", f"deed-{deed.name}") == side]
     kinds = [kind for kind in KINDS if split_of("composed", f"kind-{kind.name}") == side]
-    return Pool(side, effects, looks, deeds, kinds)
+    chains = [chain for chain in CHAINS if split_of("composed", f"chain-{chain.name}") == side]
+    return Pool(side, effects, looks, deeds, kinds, chains)
 
 
 class ClashError(Exception):

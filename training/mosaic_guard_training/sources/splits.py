@@ -8,7 +8,7 @@ Agent-SafetyBench the cases that repeat an instruction of ToolEmu or InjecAgent 
 
 BFCL's records are split by the functions that they call: functions that are called together, that stand in one group of
 `live_*` records, or whose names differ in a digit only are on one side. Composed tasks take both records from one side, and
-deeds and kinds of results from the same; their environment names all of them.
+deeds, chains and kinds of results from the same; their environment names all of them.
 
 `python -m mosaic_guard_training.sources splits --data DIR` makes the file; the same data and seed make the same file.
 """
@@ -137,6 +137,7 @@ def make_splits(data: Path, seed: int = SEED) -> dict[str, Any]:
     """
     from mosaic_guard_training.sources import agent_safetybench, agentalign, asb, bfcl, injecagent, intents
     from mosaic_guard_training.sources.carriers import KINDS
+    from mosaic_guard_training.sources.chains import CHAINS
     from mosaic_guard_training.sources.deeds import DEEDS
     from mosaic_guard_training.sources.files import SourceFiles
 
@@ -184,6 +185,7 @@ def make_splits(data: Path, seed: int = SEED) -> dict[str, Any]:
                 "environments": {
                     **_dealt_by_share([f"deed-{deed.name}" for deed in DEEDS], seed),
                     **_dealt_by_share([f"kind-{kind.name}" for kind in KINDS], seed),
+                    **_dealt_by_share([f"chain-{chain.name}" for chain in CHAINS], seed),
                 },
                 "cases": {},
             },
