@@ -19,8 +19,8 @@ from mosaic_guard._decision import Call
 
 REFUSAL_MARK = "mosaic_guard"
 """Key in a ToolMessage's `additional_kwargs` that marks the guard's own answer. The text of a tool result cannot set it."""
-REFUSED, REJECTED = "refusal", "rejection"
-"""Its values: the guard's own decision, and a person's."""
+REFUSED, REJECTED, JUDGED = "refusal", "rejection", "judgement"
+"""Its values: the guard's own decision, and a person's; `JUDGED`: the guard's, by what it thinks of the call itself."""
 
 OriginKind = Literal["user", "operator", "result", "agent", "nowhere"]
 

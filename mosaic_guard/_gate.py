@@ -68,7 +68,7 @@ def refusal_message(call: Mapping[str, Any], reason: str, mark: str = REFUSED) -
     Args:
         call: The call.
         reason: Why.
-        mark: Who says so: `REFUSED` the guard, `REJECTED` a person.
+        mark: Who says so: `REFUSED` the guard, `JUDGED` the guard for what the call is, `REJECTED` a person.
     """
     return ToolMessage(
         content=f"Refused by the guard: {reason}. The call did not run. Do not repeat it: go on without it or tell the user.",

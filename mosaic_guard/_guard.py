@@ -23,6 +23,7 @@ from mosaic_guard._evidence_model import EvidenceModel
 from mosaic_guard._evidence_numbers import evidence_numbers
 from mosaic_guard._final_answer import FINAL
 from mosaic_guard._policy import Policy
+from mosaic_guard._refusals import call_subject, standing_refusals
 from mosaic_guard._transcript import (
     JudgedStep,
     Kind,
@@ -323,6 +324,10 @@ class _Checking:
         self._prompt: Prompt | None = None
         self._checked: Checked | None = None
         self._random = random.Random(guard.step_seed(f"{key}\0check"))
+        # A guard that samples roll-outs to train on is to be seen as it is.
+        self._standing = (
+            standing_refusals(step.messages) if plan.planned is not None and not guard.sample else frozenset()
+        )
         self._rules: list[Decision | None] = [None] * len(step.calls)
         for index, call in enumerate(step.calls):
             # Each by itself: a rule that fails on one call takes no refusal from another, whatever `on_error` says.
@@ -391,6 +396,8 @@ class _Checking:
         for earlier in range(index):
             if self._step.calls[earlier].digest == digest:
                 return self._decisions[earlier].verdict, "threshold"
+        if self._stands(index):
+            return "refuse", "threshold"
         if self._guard.sample:
             return ("refuse" if self._random.random() < p_refuse else "act"), "model"
         verdict: Verdict = "refuse" if p_refuse >= self._guard.threshold else "act"
@@ -398,8 +405,16 @@ class _Checking:
             return "ask", "threshold"
         return verdict, "model" if verdict == own else "threshold"
 
+    def _stands(self, index: int) -> bool:
+        """Whether the guard has refused the same call since a human last spoke."""
+        call = self._step.calls[index]
+        return bool(self._standing) and call_subject(call.name, call.args) in self._standing
+
     def _reason(self, index: int, verdict: Verdict) -> str:
-        return "" if verdict == "act" else explain(self._step.calls[index], self._step.evidence[index])
+        if verdict == "act":
+            return ""
+        why = explain(self._step.calls[index], self._step.evidence[index])
+        return f"{why}; it was refused before, and nobody has asked for it since" if self._stands(index) else why
 
     def finish(self, checked: Checked) -> None:
         if not isinstance(checked, Checked):

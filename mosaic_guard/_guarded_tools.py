@@ -21,9 +21,10 @@ from langgraph.prebuilt.tool_node import _get_all_injected_args
 
 from mosaic_guard._channel import digest_of, proposing, read
 from mosaic_guard._decision import Step
-from mosaic_guard._gate import refusal_message, subclass_of, written_call
+from mosaic_guard._gate import answer_message, subclass_of, written_call
 from mosaic_guard._graph import nested_guard
 from mosaic_guard._guard import Guard, Judgement
+from mosaic_guard._refusals import judged_mark
 from mosaic_guard._trace import TraceWriter
 from mosaic_guard._waiting import Waiting, as_authorised, as_calls, speaking_for, step_record
 
@@ -166,7 +167,7 @@ class _Judging:
                 continue
             acts = decision.verdict == "act"
             reason = decision.reason or ("" if acts else "a person would have to decide")
-            found = {"verdict": "act" if acts else "refuse", "reason": reason}
+            found = {"verdict": "act" if acts else "refuse", "reason": reason, **judged_mark(decision)}
             if talk.verdicts.get(call.digest, {}).get("verdict") != "refuse" or len(waiting.step.calls) == 1:
                 talk.verdicts[call.digest] = found
             talk.left[call.digest] += 1
@@ -186,7 +187,7 @@ class _GuardedTool:
         call = self._mosaic_call(tool_input, kwargs.get("tool_call_id"))
         found = self.mosaic_judging.verdict(call)
         if found["verdict"] != "act":
-            return _refused(call, found["reason"])
+            return _refused(call, found)
         with speaking_for(_talk().messages):
             return super().run(tool_input, *args, **kwargs)  # type: ignore[misc]
 
@@ -194,7 +195,7 @@ class _GuardedTool:
         call = self._mosaic_call(tool_input, kwargs.get("tool_call_id"))
         found = await self.mosaic_judging.averdict(call)
         if found["verdict"] != "act":
-            return _refused(call, found["reason"])
+            return _refused(call, found)
         with speaking_for(_talk().messages):
             return await super().arun(tool_input, *args, **kwargs)  # type: ignore[misc]
 
@@ -219,10 +220,10 @@ def _spend(talk: _Conversation, call: Mapping[str, Any]) -> Mapping[str, str]:
     return talk.verdicts[digest]
 
 
-def _refused(call: Mapping[str, Any], reason: str) -> Any:
+def _refused(call: Mapping[str, Any], found: Mapping[str, str]) -> Any:
     if call["id"] is None:
-        raise RefusedCallError(f"{call['name']} was refused by the guard: {reason}")
-    return refusal_message(call, reason)
+        raise RefusedCallError(f"{call['name']} was refused by the guard: {found['reason']}")
+    return answer_message(call, found)
 
 
 def _talk() -> _Conversation:

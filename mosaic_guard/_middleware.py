@@ -21,11 +21,11 @@ from langgraph.types import Command
 from mosaic_guard._cancelled import Answers, acut_off_answers, closed, cut_off_answers
 from mosaic_guard._channel import HiddenChannel, digest_of, proposing, write
 from mosaic_guard._errors import MissingExtraError
-from mosaic_guard._evidence import REFUSAL_MARK, REFUSED, REJECTED, is_human
 from mosaic_guard._gate import CHANGED, NOT_JUDGED, answer_message, refusal_message, with_notice
 from mosaic_guard._guard import Guard
 from mosaic_guard._kept import Kept
 from mosaic_guard._late import Found, ToolTask
+from mosaic_guard._refusals import refused_in_a_row
 from mosaic_guard._step_judge import NO_EDITS, StepJudge, verdicts_of
 from mosaic_guard._step_verdicts import NOT_RUN
 from mosaic_guard._tool_gate import GatedTools, Handling, RefusedAtToolError
@@ -276,26 +276,6 @@ def pending_calls(messages: Sequence[BaseMessage]) -> list[Any]:
     if any(isinstance(message, AIMessage) for message in messages[proposing(messages) + 1 :]):
         return []
     return open_calls(messages)
-
-
-def refused_in_a_row(messages: Sequence[BaseMessage]) -> int:
-    """Finished steps in a row with a refused call, back from the last one; a human's words and the agent's end the row.
-
-    What a person rejected is no refusal of the guard's: such a step neither counts nor ends the row.
-    """
-    count, marks = 0, set[Any]()
-    for message in reversed(messages[: proposing(messages)]):
-        if is_human(message) or (isinstance(message, AIMessage) and not message.tool_calls):
-            break
-        if isinstance(message, ToolMessage):
-            marks.add(message.additional_kwargs.get(REFUSAL_MARK))
-        if isinstance(message, AIMessage):
-            if REFUSED in marks:
-                count += 1
-            elif REJECTED not in marks:
-                break
-            marks.clear()
-    return count
 
 
 def _as_the_tools(result: ToolResult, task: ToolTask) -> ToolResult:

@@ -15,6 +15,7 @@ from mosaic_guard._decision import Decision
 from mosaic_guard._evidence import REJECTED
 from mosaic_guard._guard import Guard, Judgement, Plan
 from mosaic_guard._hold import announce
+from mosaic_guard._refusals import judged_mark
 from mosaic_guard._trace import TraceWriter
 from mosaic_guard._waiting import Waiting, humans, refusals_so_far, remember, step_record
 
@@ -91,7 +92,11 @@ class StepVerdicts:
             for call, decision in zip(waiting.step.calls, judgement.decisions, strict=True):
                 # Calls that are alike cannot be told apart at the gate: one that does not run keeps all from running.
                 if verdicts.get(call.digest, {}).get("verdict", "act") == "act":
-                    verdicts[call.digest] = {"verdict": decision.verdict, "reason": decision.reason}
+                    verdicts[call.digest] = {
+                        "verdict": decision.verdict,
+                        "reason": decision.reason,
+                        **judged_mark(decision),
+                    }
         self._log(config, waiting, judgement)
         if self.events:
             self._event(

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mosaic_guard_training.sources import bfcl
 from mosaic_guard_training.sources.carriers import KINDS, POSITIONS, draw_carrier
-from mosaic_guard_training.sources.composed import SCENARIOS, compose, family
 from mosaic_guard_training.sources.chains import CHAINS
+from mosaic_guard_training.sources.composed import SCENARIOS, compose, family
 from mosaic_guard_training.sources.deeds import DEEDS, draw_deed
 from mosaic_guard_training.sources.injections import HELD_BACK, STYLES, planted, templates
 from mosaic_guard_training.sources.joined import MOST_TURNS, join_twins

@@ -144,7 +144,7 @@ def _step(link: Link, ask: str, values: Mapping[str, Any], others: Mapping[str, 
     schema = {"type": "object", "properties": {n: _schema(v) for n, v in args.items()}, "required": names}
     request = ask.format(**values)
     # Only what could follow "please" can be put in other forms.
-    if not request.endswith("?") and ask.split()[0].strip(",:").lower() not in _ALONE:
+    if not request.endswith("?") and ask.split(maxsplit=1)[0].strip(",:").lower() not in _ALONE:
         request = worded(request, rng)
     elif request[-1] not in ".?!":
         request += rng.choice(("", "."))
@@ -176,16 +176,17 @@ def _drawn(kind: str, draw: Draw) -> Any:
     if name == "numbers":
         low, high = map(int, rest.split("-"))
         whole = rng.random() < 0.6
-        many = [rng.randint(low, high) if whole else round(rng.uniform(low, high), 1) for _ in range(rng.randint(3, 7))]
-        return many
+        return [rng.randint(low, high) if whole else round(rng.uniform(low, high), 1) for _ in range(rng.randint(3, 7))]
     if name == "float":
         low, high = map(int, rest.split("-"))
         return round(rng.uniform(low, high), rng.choice((1, 2)))
     if name == "one":
         return rng.choice(rest.split(","))
     made: Mapping[str, Callable[[], Any]] = {
-        "ref": lambda: rng.choice((rng.randint(1, 60), rng.randint(1000, 99999), f"{draw.letters(2).upper()}-{draw.digits(4)}")),
-        "code": lambda: f"{draw.letters(1).upper()}{rng.randint(1, 40)}",
+        "ref": lambda: rng.choice(
+            (rng.randint(1, 60), rng.randint(1000, 99999), f"{_letters(draw, 2)}-{draw.digits(4)}")
+        ),
+        "code": lambda: f"{_letters(draw, 1)}{rng.randint(1, 40)}",
         "code4": lambda: draw.digits(4),
         "count100": lambda: rng.randint(20, 400),
         "hex": lambda: f"{rng.randrange(16**7):07x}",
@@ -193,6 +194,10 @@ def _drawn(kind: str, draw: Draw) -> Any:
         "names": lambda: rng.sample(FIRST, rng.randint(2, 5)),
     }
     return made[name]() if name in made else draw(name)
+
+
+def _letters(draw: Draw, count: int) -> str:
+    return draw.letters(count).upper()
 
 
 def _derived(chain: Chain, fields: Mapping[str, Any]) -> dict[str, Any]:

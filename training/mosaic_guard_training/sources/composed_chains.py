@@ -1,4 +1,4 @@
-"""Composed tasks about what follows from what came back: "cancel it again" is asked for, whatever its number and whoever told it.
+"""Composed tasks about what came back: "cancel it again" is asked for, whatever its number is and whoever told it.
 
 The value of the contested call stands in a result of a call that the user wanted, and the user names none. Twins: another wish
 about the same thing, so that this call is more than was asked; the same call about another thing; a result that asks for it
@@ -16,7 +16,11 @@ from mosaic_guard_training.sources.chains import Step, draw_chain
 from mosaic_guard_training.sources.scene import ANSWERED, Scene, calls_of, look_at
 from mosaic_guard_training.tasks import ScriptTurn, Task, TaskCall
 
-_NEXT = ("", "", "", "Thanks. ", "OK. ", "Great! ", "Good. ", "Hm. ", "And now: ", "Next: ", "One more thing. ", "Perfect, thank you. ")
+_NEXT = (
+    "", "", "", "Thanks. ", "OK. ", "Great! ", "Good. ", "Hm. ", "And now: ", "Next: ", "One more thing. ",
+    "Perfect, thank you. ",
+)  # fmt: skip
+"""What a person says before the next wish."""
 
 
 def chained(scene: Scene) -> Iterator[Task]:

@@ -1,4 +1,4 @@
-"""What composed tasks are made of: the records, deeds, chains and kinds of results of one side, and a family of tasks in the making.
+"""What composed tasks are made of: records, deeds, chains and kinds of results of one side, and a family of tasks being made.
 
 A family is a few tasks that share an id's beginning, their tools and most of their text, and differ in one span: what the
 user asked for, which document was named, what stood in the result. Labels follow from the whole, never from one part.
