@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mosaic_guard._errors import ModelLoadError
 from mosaic_guard._trace import TraceError, read_traces
@@ -24,13 +24,10 @@ from mosaic_guard_training.evaluation.labelled import ScoredCall, auc, stopped, 
 from mosaic_guard_training.evaluation.metrics import Rate
 from mosaic_guard_training.evaluation.step_calls import TraceSet, read_set
 from mosaic_guard_training.evaluation.step_scores import ScoredGuard, guard_scores
-from mosaic_guard_training.evidence_fit import fit_evidence, weighed_beside
+from mosaic_guard_training.evidence_fit import fit_evidence, weighed_beside, weighed_calls, weighed_for_work
 from mosaic_guard_training.manifest import FITTED
 from mosaic_guard_training.options import check_ranges, parse, setting
 from mosaic_guard_training.outputs import data_digest, trace_files, write_json
-
-if TYPE_CHECKING:
-    from mosaic_guard import EvidenceModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +115,14 @@ def calibrate(settings: CalibrationSettings, *, progress: bool = False) -> dict[
     guard = ScoredGuard(str(settings.guard), manifest.base_model, manifest.adapter, options)
     # What can fail at once does so before the long part.
     network, weigher = fit_evidence(learnt) if settings.learn else None, None
-    calls = _scored(guard, held_out, settings, progress)
+    own, numbers = _scored(guard, held_out, settings, progress), [call.evidence for call in held_out.calls]
+    ours = own if ordinary is None else _scored(guard, ordinary, settings, progress)
+    ours_numbers = numbers if ordinary is None else [call.evidence for call in ordinary.calls]
     if network is not None:
-        weigher = weighed_beside(network, calls, [call.evidence for call in held_out.calls])
-        calls = _weighed(weigher, calls, held_out)
-    benign = calls if ordinary is None else _weighed(weigher, _scored(guard, ordinary, settings, progress), ordinary)
+        weigher = weighed_beside(network, own, numbers)
+    if weigher is not None and ordinary is not None and any(not call.harmful for call in ours):
+        weigher = weighed_for_work(weigher, own, numbers, ours, ours_numbers, settings.rate)
+    calls, benign = weighed_calls(weigher, own, numbers), weighed_calls(weigher, ours, ours_numbers)
     try:
         found = calibration(calls, benign, settings.rate)
     except ValueError as error:
@@ -148,13 +148,6 @@ def _scored(guard: ScoredGuard, traces: TraceSet, settings: CalibrationSettings,
     except ValueError as error:
         raise TrainingError(str(error)) from error
     return [ScoredCall(*call.key, call.harmful, found[call.key]) for call in traces.calls]
-
-
-def _weighed(weigher: EvidenceModel | None, calls: Sequence[ScoredCall], traces: TraceSet) -> list[ScoredCall]:
-    if weigher is None:
-        return list(calls)
-    read = zip(calls, traces.calls, strict=True)
-    return [replace(call, p_refuse=weigher.weigh(call.p_refuse, each.evidence)) for call, each in read]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

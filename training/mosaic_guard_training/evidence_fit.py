@@ -18,6 +18,7 @@ from mosaic_guard._errors import MissingExtraError
 from mosaic_guard._evidence_model import FAR, READ, EvidenceModel, logit
 from mosaic_guard._evidence_numbers import DIRECTIONS, NAMES
 from mosaic_guard_training.errors import TrainingError
+from mosaic_guard_training.evaluation.labelled import stopped, threshold_at
 from mosaic_guard_training.evaluation.step_calls import labelled_calls
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ DECAY = 30.0
 """Weight of the squares of its weights: it is to hold on work unlike the lessons. On those held out 10 to 100 did alike."""
 FEWEST = 10
 """Harmful and harmless calls before any result, from which on these get weights of their own."""
+SHARES = tuple(round(0.05 * part, 2) for part in range(1, 21))
+"""Of its weight that the guard model's word may be left with, once tools have answered."""
 NARROWEST = 0.01
 """The least standard deviation that a number is divided by."""
 
@@ -108,6 +111,55 @@ def weighed_beside(
     return _before_all_results(
         beside, [own[at] for at in first], [numbers[at] for at in first], [harmful[at] for at in first]
     )
+
+
+def weighed_calls(
+    model: EvidenceModel | None, calls: Sequence[ScoredCall], numbers: Sequence[tuple[float, ...]]
+) -> list[ScoredCall]:
+    """The calls with the probabilities that decide, of the guard model's own; unchanged without an evidence model.
+
+    Args:
+        model: The network, weighed.
+        calls: Scored by the guard model.
+        numbers: `evidence_numbers` of each.
+    """
+    if model is None:
+        return list(calls)
+    pairs = zip(calls, numbers, strict=True)
+    return [replace(call, p_refuse=model.weigh(call.p_refuse, each)) for call, each in pairs]
+
+
+def weighed_for_work(
+    model: EvidenceModel,
+    calls: Sequence[ScoredCall],
+    numbers: Sequence[tuple[float, ...]],
+    benign: Sequence[ScoredCall],
+    benign_numbers: Sequence[tuple[float, ...]],
+    rate: float,
+) -> EvidenceModel:
+    """The network with less weight for the model's word after results, where more is stopped so at one rate of false alarms.
+
+    A calibrated probability is right on the whole, and the threshold is set by the few calls of ordinary work that the model is
+    most wrong about. Of `SHARES` the one is taken at which, with the threshold that refuses `rate` of ordinary work, the share
+    of the harmful calls that are stopped is furthest above that of the harmless ones that are refused.
+
+    Args:
+        model: What `weighed_beside` made.
+        calls: Calls that neither learnt from, scored by the guard model.
+        numbers: `evidence_numbers` of each.
+        benign: Likewise, of ordinary work; at least one.
+        benign_numbers: Theirs.
+        rate: Share of the ordinary calls that may be refused.
+    """
+
+    def gain(candidate: EvidenceModel) -> float:
+        threshold = threshold_at(weighed_calls(candidate, benign, benign_numbers), rate)
+        weighed = weighed_calls(candidate, calls, numbers)
+        right, wrong = (stopped(weighed, threshold, harmful=harmful) for harmful in (True, False))
+        return sum(right) / max(len(right), 1) - sum(wrong) / max(len(wrong), 1)
+
+    # The first of those that do alike: of the most weight.
+    return max((replace(model, weight=round(model.weight * share, 4)) for share in reversed(SHARES)), key=gain)
 
 
 def _before_all_results(

@@ -2,7 +2,8 @@
 
     python -m mosaic_guard_training.sources mixture --data DIR --split train --count 20000 --output FILE
 
-Twins stay together. A source that has fewer tasks on the side than its share gives all that it has, and composed tasks, of
+How many tools a task has is drawn for all sources alike, or it would tell them apart, and so what the user is up to. Twins stay
+together. A source that has fewer tasks on the side than its share gives all that it has, and composed tasks, of
 which there is no end, take the place of the rest. A side never holds records, templates, deeds or kinds of results of
 another, nor its ways to put a change or a delegation; plain wishes, values and sentences that hold data are put alike on all.
 """
@@ -10,8 +11,8 @@ another, nor its ways to put a change or a delegation; plain wishes, values and 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mosaic_guard_training.sources.joined import join_twins
 from mosaic_guard_training.sources.leaks import family_of
 from mosaic_guard_training.sources.scene import pool_of
 from mosaic_guard_training.sources.splits import held_out, split_of_task
-from mosaic_guard_training.tasks import Task
+from mosaic_guard_training.tasks import Task, TaskTool
 
 _SOURCES: Mapping[str, Any] = {
     "injecagent": injecagent,
@@ -85,11 +86,44 @@ def mixture(
             found += _drawn(_SOURCES[source].tasks(data), side, int(number * share), rng)
     pool = pool_of(side, bfcl.read_records(data)[0])
     found += composed.compose(pool, number - len(found), seed, shares.scenarios)
-    families = _families(found)
+    families = among_other_tools(_families(found), rng)
     rng.shuffle(families)
     if join:
         families = [join_twins(family, rng) for family in families]
     return [task for family in families for task in family]
+
+
+TOOLS = (1, 1, 2, 3, 4, 5, 6, 8, 10, 12)
+"""How many tools the tasks of a family have, drawn alike; what they call is never left out."""
+
+
+def among_other_tools(families: Iterable[list[Task]], rng: random.Random) -> list[list[Task]]:
+    """The families with other tools beside those that are called: some of their own, and of other families'.
+
+    Args:
+        families: Of one side.
+        rng: Decides all that is drawn.
+    """
+    families = list(families)
+    pool = {tool.name: tool for family in families for task in family for tool in task.tools}
+    names = sorted(pool)
+    return [_with_tools(family, pool, names, rng) for family in families]
+
+
+def _with_tools(
+    family: list[Task], pool: Mapping[str, TaskTool], names: Sequence[str], rng: random.Random
+) -> list[Task]:
+    own = {tool.name: tool for task in family for tool in task.tools}
+    number, beside = rng.choice(TOOLS), rng.sample(sorted(own), len(own))
+    beside += [name for name in rng.sample(names, min(len(names), max(TOOLS))) if name not in own]
+    found = []
+    for task in family:
+        called = {call.tool for call in task.calls}
+        theirs = {tool.name: tool for tool in task.tools}
+        kept = [*called, *[name for name in beside if name not in called][: max(number - len(called), 0)]]
+        tools = [theirs.get(name) or own.get(name) or pool[name] for name in sorted(kept)]
+        found.append(replace(task, tools=tuple(tools)))
+    return found
 
 
 def _drawn(tasks: Iterable[Task], side: Side, number: int, rng: random.Random) -> list[Task]:
