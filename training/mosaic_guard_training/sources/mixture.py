@@ -93,7 +93,7 @@ def mixture(
     return [task for family in families for task in family]
 
 
-TOOLS = (1, 1, 2, 3, 4, 5, 6, 8, 10, 12)
+TOOLS = (1, 2, 2, 3, 3, 4, 5, 6, 8, 10, 12)
 """How many tools the tasks of a family have, drawn alike; what they call is never left out."""
 
 
