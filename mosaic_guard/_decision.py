@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from langchain_core.messages import AIMessage, HumanMessage
+
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from langchain_core.tools import BaseTool
@@ -133,6 +135,7 @@ class Step:
         evidence: What was computed about each call, in the order of `calls`.
         cleared: Names of the tools of the same AI message's calls that are cleared already, where `calls` are those that a
             person edited.
+        said: What people have said of the calls outside the history: the calls that a person edited, as they wrote them.
     """
 
     messages: Sequence[BaseMessage]
@@ -140,3 +143,13 @@ class Step:
     tools: Mapping[str, BaseTool] = field(default_factory=dict)
     evidence: Sequence[CallEvidence] = ()
     cleared: Sequence[str] = ()
+    said: Sequence[str] = ()
+
+    @property
+    def heard(self) -> Sequence[BaseMessage]:
+        """The history with what people have said outside it, before the AI message that proposes the calls: for evidence."""
+        if not self.said:
+            return self.messages
+        end = next((i for i in range(len(self.messages) - 1, -1, -1) if isinstance(self.messages[i], AIMessage)), None)
+        end = len(self.messages) if end is None else end
+        return [*self.messages[:end], *map(HumanMessage, self.said), *self.messages[end:]]

@@ -289,7 +289,7 @@ class Guard:
 
     def _prompt(self, step: Step, history: Sequence[JudgedStep], key: str, deadline: Deadline | None = None) -> Prompt:
         if not step.evidence:
-            step = replace(step, evidence=gather_evidence(step.messages, step.calls))
+            step = replace(step, evidence=gather_evidence(step.heard, step.calls))
         prompt = build_prompt(
             step,
             history,
@@ -326,7 +326,7 @@ class _Checking:
         self._random = random.Random(guard.step_seed(f"{key}\0check"))
         # A guard that samples roll-outs to train on is to be seen as it is.
         self._standing = (
-            standing_refusals(step.messages) if plan.planned is not None and not guard.sample else frozenset()
+            standing_refusals(step.heard) if plan.planned is not None and not guard.sample else frozenset()
         )
         self._rules: list[Decision | None] = [None] * len(step.calls)
         for index, call in enumerate(step.calls):
@@ -336,7 +336,7 @@ class _Checking:
         with self.failure():
             # Where no model is asked nothing reads it, and it costs a search through the whole history.
             if plan.planned is not None and not step.evidence:
-                self._step = replace(step, evidence=gather_evidence(step.messages, step.calls))
+                self._step = replace(step, evidence=gather_evidence(step.heard, step.calls))
         # Before a model that others wait for is held.
         self._numbers: list[tuple[float, ...] | None] = [None] * len(step.calls)
         with self.failure():
@@ -385,7 +385,7 @@ class _Checking:
         call = self._step.calls[index]
         if self._rules[index] is not None or call.name == FINAL:
             return None
-        return evidence_numbers(self._step.messages, call, self._step.evidence[index])
+        return evidence_numbers(self._step.heard, call, self._step.evidence[index])
 
     def _choose(self, index: int, p_refuse: float, own: Verdict) -> tuple[Verdict, Source]:
         rule = self._rules[index]

@@ -158,7 +158,7 @@ class Rule:
         )
 
     def _match_origin(self, call: Call, step: Step) -> Match:
-        known = step.evidence[call.index].origins if step.evidence else gather_origins(step.messages, call)
+        known = step.evidence[call.index].origins if step.evidence else gather_origins(step.heard, call)
         final = self.verdict == "allow"
         said: list[str] = []
         for argument, wanted in (self.origin or {}).items():

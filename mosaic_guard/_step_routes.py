@@ -27,7 +27,7 @@ from mosaic_guard._channel import (
     write,
     written_in,
 )
-from mosaic_guard._decision import Step
+from mosaic_guard._decision import Step, canonical_json
 from mosaic_guard._errors import UnguardableGraphError
 from mosaic_guard._final_answer import STRUCTURED, final_answer
 from mosaic_guard._guard import Plan
@@ -202,13 +202,17 @@ class StepRoutes:
     ) -> Waiting:
         calls = [call for _, _, found in routes for call in found]
         cleared: list[str] = []
+        said: list[str] = []
         if edits:  # the others are settled; calls that are alike are one
             verdicts = channel_of(config)["clearances"]["verdicts"]
             acting = [call for call in calls if verdicts.get(digest_of(call), {}).get("verdict") == "act"]
             cleared = [verdicts[digest_of(call)].get("run", call)["name"] for call in acting]
             alike = {digest_of(call): call for call in calls}
             calls = [{**alike[digest], **edit} for digest, edit in edits.items()]
-        step = Step(self.authorised(messages, config), as_calls(calls), self._tools_of(routes), cleared=tuple(cleared))
+            # Their values are a person's, like those of any other words of theirs.
+            said = [f"{call['name']} {canonical_json(call['args'])}" for call in calls]
+        heard = self.authorised(messages, config)
+        step = Step(heard, as_calls(calls), self._tools_of(routes), cleared=tuple(cleared), said=tuple(said))
         return Waiting(messages, step, routes, history, trajectory, number, edits or {})
 
     def _tools_of(self, routes: list[list[Any]]) -> Mapping[str, BaseTool]:

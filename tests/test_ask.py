@@ -36,7 +36,7 @@ class Asks:
         ]
 
 
-def build(kind: str, log: list[Any], asks: Asks, saver: Any, script: Any = (STEP, DONE), **options: Any) -> Any:
+def build(kind: str, log: list[Any], asks: Any, saver: Any, script: Any = (STEP, DONE), **options: Any) -> Any:
     model, tools = Scripted(script=list(script)), make_tools(log)
     plain: Any = (
         create_agent(model, tools, checkpointer=saver)
@@ -88,6 +88,22 @@ def test_an_edited_call_is_judged_again(kind: str) -> None:
         assert_valid(out["messages"])
         told = answers(out["messages"])[1].text
         assert ("changed this call" in told) if ran else told.startswith("Refused")
+
+
+@pytest.mark.parametrize("kind", ["create_agent", "condition"])
+def test_the_values_of_an_edited_call_are_a_persons(kind: str) -> None:
+    origins: list[Any] = []
+    log: list[Any] = []
+
+    def decide(step: Any) -> list[float]:
+        origins.append([origin.kind for found in step.evidence for origin in found.origins])
+        return [0.3 if call.name == "pay" and len(origins) == 1 else 0.0 for call in step.calls]
+
+    graph = build(kind, log, decide, InMemorySaver())
+    graph.invoke(ASK, THREAD)
+    graph.invoke(decisions({"type": "edit", "edited_action": {"name": "pay", "args": {"x": "4711 euros"}}}), THREAD)
+    assert origins[-1] == ["user"]
+    assert ("pay", "4711 euros") in log
 
 
 def test_an_edit_that_is_asked_again_can_be_approved_and_edited_again() -> None:
