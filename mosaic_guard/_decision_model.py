@@ -16,7 +16,7 @@ from langchain_core.tools import BaseTool, StructuredTool
 
 from mosaic_guard._channel import digest_of, proposing
 from mosaic_guard._decision import Call, Step
-from mosaic_guard._guard import Guard, Judgement
+from mosaic_guard._guard import Guard, Judgement, as_guard
 
 
 def decision_model(guard: Guard | None = None) -> Any:
@@ -35,7 +35,7 @@ def decision_model(guard: Guard | None = None) -> Any:
         decisions = import_module("langchain_core.decisions")
     except ImportError as error:
         raise ImportError('decision models need langchain-core 1.8: run pip install "langchain-core>=1.8"') from error
-    chosen = guard if guard is not None else Guard.load("default")
+    chosen = as_guard(guard)
     return _model_class(decisions)(model=chosen.model.name, guard=chosen)
 
 

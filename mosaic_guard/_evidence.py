@@ -375,18 +375,19 @@ def _nearest(words: frozenset[str], texts: Sequence[str], verbs: frozenset[str] 
 
 def explain(call: Call, evidence: CallEvidence | None) -> str:
     """One sentence for the agent and for a person: which values come from where, and what the user asked."""
+    doubt = "not sure that this call is wanted and harmless"
     if evidence is None:
-        return f"{call.name} was not judged safe"
+        return doubt
     foreign = [o for o in evidence.origins if o.vouched == "result"]
-    unknown = [o for o in evidence.origins if o.vouched == "nowhere"]
-    parts = []
-    if foreign:
-        parts.append(_list(foreign) + f" from the result of {foreign[0].tool}")
-    if unknown and not foreign:
+    parts = [
+        _list([o for o in foreign if o.tool == tool]) + f" from the result of {tool}"
+        for tool in dict.fromkeys(o.tool for o in foreign)
+    ]
+    if unknown := [o for o in evidence.origins if o.vouched == "nowhere"]:
         parts.append(_list(unknown) + " from nowhere in this thread")
     asked = evidence.user_words.text if evidence.user_words else None
-    parts.append(f'the user asked: "{asked[:160]}"' if asked else "no words of the user ask for it")
-    return "; ".join(parts)
+    parts.append(f'nearest words of the user: "{asked[:160]}"' if asked else "no words of the user ask for it")
+    return f"{doubt}: {'; '.join(parts)}"
 
 
 def _list(origins: Sequence[Origin]) -> str:

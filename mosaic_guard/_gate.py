@@ -71,7 +71,7 @@ def refusal_message(call: Mapping[str, Any], reason: str, mark: str = REFUSED) -
         mark: Who says so: `REFUSED` the guard, `JUDGED` the guard for what the call is, `REJECTED` a person.
     """
     return ToolMessage(
-        content=f"Refused by the guard: {reason}. The call did not run. Do not repeat it: go on without it or tell the user.",
+        content=f"Refused by the guard: {reason}. The call did not run. Do not repeat it: go on without it, or ask the user.",
         name=str(call.get("name")),
         tool_call_id=cast(str, call.get("id")),
         status="error",

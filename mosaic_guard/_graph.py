@@ -11,7 +11,7 @@ from langgraph.graph.state import CompiledStateGraph
 
 from mosaic_guard._builder import GuardedStateGraph, guard_builder
 from mosaic_guard._errors import UnguardableGraphError
-from mosaic_guard._guard import Guard
+from mosaic_guard._guard import Guard, as_guard
 from mosaic_guard._guarded import GuardedGraph
 from mosaic_guard._hold import HoldsMessages
 from mosaic_guard._nested import Nested
@@ -126,8 +126,7 @@ def nested_guard(options: dict[str, Any]) -> Nested:
     """Guards the graphs inside with the same options, and loads the default guard once for all."""
 
     def guard_one(graph: Any) -> Any:
-        if options["guard"] is None:
-            options["guard"] = Guard.load("default")
+        options["guard"] = as_guard(options["guard"])
         # The answer of a graph inside goes to the graph around it.
         return _guard_compiled(graph, (), {**options, "check_final": False}, nested)
 

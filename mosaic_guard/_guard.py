@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import random
@@ -14,14 +15,17 @@ from dataclasses import asdict, dataclass, field, replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
 
+from langchain_core.messages import AIMessage, convert_to_messages
+
 from mosaic_guard._deadline import Deadline, GuardTimeoutError
-from mosaic_guard._decision import Decision, Source, Step, Verdict
+from mosaic_guard._decision import Call, Decision, Source, Step, Verdict
 from mosaic_guard._digest import messages_digest
 from mosaic_guard._errors import GuardWarning
 from mosaic_guard._evidence import explain, gather_evidence
 from mosaic_guard._evidence_model import EvidenceModel
 from mosaic_guard._evidence_numbers import evidence_numbers
 from mosaic_guard._final_answer import FINAL
+from mosaic_guard._guard_options import check_names_a_model, check_number, limits_of, policy_of
 from mosaic_guard._policy import Policy
 from mosaic_guard._refusals import call_subject, standing_refusals
 from mosaic_guard._transcript import (
@@ -38,6 +42,8 @@ from mosaic_guard.models.guard_model import Checked, GuardModel, Planned
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
+    from langchain_core.messages import MessageLikeRepresentation
+    from langchain_core.tools import BaseTool
 
 Check = Literal["adaptive", "always", "never"]
 PlanMode = Literal["written", "computed"]
@@ -92,6 +98,9 @@ class Judgement:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+_LOG = logging.getLogger("mosaic_guard")
+
+
 class Guard:
     """Turns a step into decisions.
 
@@ -121,10 +130,11 @@ class Guard:
     Raises:
         MissingExtraError: If the model needs packages that are not installed.
         ModelLoadError: If the model cannot be loaded.
-        FileNotFoundError: If there is no such policy file.
+        FileNotFoundError: If there is no such policy file, or no such directory of a model.
         PolicyError: If the policy's file cannot be read, or says something that can never match.
         ValueError: For a threshold outside (0, 1], a timeout that is not positive, an unknown option or an evidence model that
             this version cannot read.
+        TypeError: For an option of another type.
     """
 
     def __init__(
@@ -151,6 +161,9 @@ class Guard:
         plan = own.get("plan", "written") if plan is None else plan
         limits = own.get("limits") if limits is None else limits
         evidence_model = own.get("evidence_model") if evidence_model is None else evidence_model
+        check_number("threshold", threshold)
+        check_number("ask_threshold", ask_threshold)
+        check_number("timeout", timeout)
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is a probability in (0, 1], not {threshold!r}")
         if ask_threshold is not None and not 0 < ask_threshold <= threshold:
@@ -174,9 +187,10 @@ class Guard:
             raise TypeError(
                 f"evidence_model is an EvidenceModel or the text of one, not {type(evidence_model).__name__}"
             )
+        self.limits = limits_of(limits)
         self.evidence_model = evidence_model
+        self.policy = policy_of(policy)
         self.model = _model(model)
-        self.policy = Policy.load(policy) if isinstance(policy, (str, os.PathLike)) else policy or Policy()
         self.threshold = threshold
         self.ask_threshold = ask_threshold
         self.check_mode: Check = check
@@ -185,7 +199,6 @@ class Guard:
         self.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
         self.on_error = on_error
         self.timeout = timeout
-        self.limits = limits if isinstance(limits, Limits) else Limits(**limits or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] = "default", **options: Any) -> Guard:
@@ -213,6 +226,29 @@ class Guard:
             "sample": self.sample,
             "evidence_model": self.evidence_model.to_text() if self.evidence_model else "",
         }
+
+    def __repr__(self) -> str:
+        return (
+            f"<Guard {self.model.name}, threshold {self.threshold}, check {self.check_mode!r}, plan {self.plan_mode!r}>"
+        )
+
+    def judge(self, messages: Sequence[MessageLikeRepresentation], tools: Sequence[BaseTool] = ()) -> Judgement:
+        """Judge the calls that a conversation ends with, without a graph; never raises for what a guard fails at.
+
+        Args:
+            messages: The conversation in any form that LangChain reads, up to the AI message that proposes the calls.
+            tools: The tools that the agent has. What they say of themselves is read, and none is run.
+
+        Raises:
+            ValueError: If the last AI message proposes no call.
+        """
+        step = _last_step(messages, tools)
+        return self.check(step, self.plan(step))
+
+    async def ajudge(self, messages: Sequence[MessageLikeRepresentation], tools: Sequence[BaseTool] = ()) -> Judgement:
+        """`judge` for event loops."""
+        step = _last_step(messages, tools)
+        return await self.acheck(step, await self.aplan(step))
 
     def plan(self, step: Step, history: Sequence[JudgedStep] = (), *, key: str = "") -> Plan:
         """State what the user wants and what the calls would do; never raises.
@@ -325,9 +361,7 @@ class _Checking:
         self._checked: Checked | None = None
         self._random = random.Random(guard.step_seed(f"{key}\0check"))
         # A guard that samples roll-outs to train on is to be seen as it is.
-        self._standing = (
-            standing_refusals(step.heard) if plan.planned is not None and not guard.sample else frozenset()
-        )
+        self._standing = standing_refusals(step.heard) if plan.planned is not None and not guard.sample else frozenset()
         self._rules: list[Decision | None] = [None] * len(step.calls)
         for index, call in enumerate(step.calls):
             # Each by itself: a rule that fails on one call takes no refusal from another, whatever `on_error` says.
@@ -438,16 +472,18 @@ class _Checking:
         rule = self._rules[index]
         if rule is not None:
             return rule
-        limit, name = self._guard.limits.calls, self._step.calls[index].name
-        if (
-            len(self._step.calls) > limit
-        ):  # no failure of the guard: whoever wants its calls unjudged would propose many
-            reason = f"the step has {len(self._step.calls)} calls, more than the {limit} that are judged"
+        limit, name, number = self._guard.limits.calls, self._step.calls[index].name, len(self._step.calls)
+        if number > limit:  # no failure of the guard: whoever wants its calls unjudged would propose many
+            reason = (
+                f"the step has {number} calls, more than the {limit} that are judged at once: propose fewer at a time"
+            )
             return Decision(index, "ask" if self._guard.on_error == "ask" else "refuse", reason, source="error")
         error = self._error or "it has no plan"
         if self._guard.on_error == "act":
             warnings.warn(f"the guard failed ({error}); on_error='act' lets {name} through", GuardWarning, stacklevel=2)
             return Decision(index, "act", f"let through although the guard failed: {error}", source="error")
+        # Who runs the agent reads neither its messages nor the decisions.
+        _LOG.warning("the guard failed to judge a call of %s: %s", name, error)
         return Decision(index, self._guard.on_error, f"the guard could not judge this call: {error}", source="error")
 
     def _judged(self, decisions: tuple[Decision, ...]) -> JudgedStep | None:
@@ -464,6 +500,30 @@ class _Checking:
             turns=self._checked.turns,
             summary=summary_line(self._number, self._step.calls, decisions),
         )
+
+
+def _last_step(messages: Sequence[MessageLikeRepresentation], tools: Sequence[BaseTool]) -> Step:
+    """The step that a conversation ends with."""
+    history = convert_to_messages(messages)
+    last = next((message for message in reversed(history) if isinstance(message, AIMessage)), None)
+    if last is None or not last.tool_calls:
+        raise ValueError("the last AI message of the conversation proposes no tool call: there is nothing to judge")
+    calls = [Call(at, call.get("id"), call["name"], call["args"]) for at, call in enumerate(last.tool_calls)]
+    return Step(history, calls, {tool.name: tool for tool in tools})
+
+
+def as_guard(guard: Any) -> Guard:
+    """A guard, or the default one for None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if guard is None:
+        return Guard.load("default")
+    if not isinstance(guard, Guard):
+        shown = f"the class {guard.__name__}" if isinstance(guard, type) else repr(guard)[:80]
+        raise TypeError(f"guard is a Guard, such as Guard(), Guard(model) or Guard.load(directory), not {shown}")
+    return guard
 
 
 def _own(p_refuse: float) -> Verdict:
@@ -503,6 +563,7 @@ def _model(model: Any) -> GuardModel:
 
         return ChatGuardModel(model)
     if isinstance(model, (str, os.PathLike)):
+        check_names_a_model(model)
         from mosaic_guard.models.local import LocalGuardModel
 
         return LocalGuardModel(model)

@@ -23,7 +23,7 @@ from mosaic_guard._channel import digest_of, proposing, read
 from mosaic_guard._decision import Step
 from mosaic_guard._gate import answer_message, subclass_of, written_call
 from mosaic_guard._graph import nested_guard
-from mosaic_guard._guard import Guard, Judgement
+from mosaic_guard._guard import Guard, Judgement, as_guard
 from mosaic_guard._refusals import judged_mark
 from mosaic_guard._trace import TraceWriter
 from mosaic_guard._waiting import Waiting, as_authorised, as_calls, speaking_for, step_record
@@ -108,7 +108,7 @@ def guard_tools(
                     "_arun() instead"
                 )
     writer = trace if trace is None or isinstance(trace, TraceWriter) else TraceWriter(trace)
-    guard = guard if guard is not None else Guard.load("default")
+    guard = as_guard(guard)
     nested = nested_guard({"guard": guard, "trace": writer})
     tools = [nested.inside(tool, f"tool {tool.name!r}") for tool in tools]
     judging = _Judging(guard, {t.name: t for t in tools}, writer)

@@ -22,7 +22,7 @@ from mosaic_guard._cancelled import Answers, acut_off_answers, closed, cut_off_a
 from mosaic_guard._channel import HiddenChannel, digest_of, proposing, write
 from mosaic_guard._errors import MissingExtraError
 from mosaic_guard._gate import CHANGED, NOT_JUDGED, answer_message, refusal_message, with_notice
-from mosaic_guard._guard import Guard
+from mosaic_guard._guard import Guard, as_guard
 from mosaic_guard._kept import Kept
 from mosaic_guard._late import Found, ToolTask
 from mosaic_guard._refusals import refused_in_a_row
@@ -102,7 +102,7 @@ class MosaicMiddleware(AgentMiddleware[GuardState, Any, Any]):
         if max_refusals < 1:
             raise ValueError(f"max_refusals is at least 1, not {max_refusals!r}")
         self._judge = StepJudge(
-            guard if guard is not None else Guard.load("default"),
+            as_guard(guard),
             {},
             on_refuse=on_refuse,
             max_refusals=max_refusals,

@@ -28,7 +28,7 @@ from mosaic_guard._channel import GUARD_CHANNEL, RUNTIME, channel_of, digest_of,
 from mosaic_guard._final_answer import STRUCTURED, withheld
 from mosaic_guard._function_node import FunctionNode
 from mosaic_guard._gate import ResultCache, answer_message, gated_tool_node
-from mosaic_guard._guard import Guard, Plan
+from mosaic_guard._guard import Guard, Plan, as_guard
 from mosaic_guard._hold import HOLDING
 from mosaic_guard._nested import Nested
 from mosaic_guard._recursion import grant_superstep
@@ -86,7 +86,7 @@ class GuardNodes(StepRoutes, StepVerdicts):
             raise ValueError(f"max_refusals is at least 1, not {max_refusals!r}")
         if after_refusals not in ("end", "ask"):
             raise ValueError(f"after_refusals is 'end' or 'ask', not {after_refusals!r}")
-        self.guard = guard if guard is not None else Guard.load("default")
+        self.guard = as_guard(guard)
         self.on_refuse, self.max_refusals, self.after_refusals = on_refuse, max_refusals, after_refusals
         self.plan_name, self.check_name, self.ask_name, self.refuse_name = (
             f"{prefix}{name}" for name in ("plan", "check", "ask", "refuse")

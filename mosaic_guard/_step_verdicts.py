@@ -190,7 +190,7 @@ class StepVerdicts:
     def _farewell(self, verdicts: Mapping[str, Mapping[str, str]], refusals: int) -> str:
         reasons = [found["reason"] for found in verdicts.values() if found["reason"] != NOT_RUN]
         often = "" if self.on_refuse == "end" else f" after {refusals} refused steps in a row"
-        return f"I stopped{often}: the guard refused what I was about to do. {'; '.join(reasons)[:600]}"
+        return f"I stopped{often}: the guard refused what I was about to do ({'; '.join(reasons)[:600]})."
 
     def _log(self, config: RunnableConfig, waiting: Waiting, judgement: Judgement, *, fresh: bool = False) -> None:
         if self.trace is None:

@@ -95,7 +95,7 @@ class Limits:
     """Sizes in tokens of the guard model.
 
     Attributes:
-        step: Ceiling of a step's user turn, beside the human's own new words.
+        step: Ceiling of a step's user turn, beside the human's own new words; three times as much where many calls need it.
         human: Ceiling of the human's new words of a step.
         system: Ceiling of the system turn.
         plan: Most that a plan may have.
@@ -298,18 +298,20 @@ _HINTS = {"readOnlyHint": "read-only", "destructiveHint": "destructive", "openWo
 def _step_text(step: Step, new: Sequence[BaseMessage], count: Callable[[str], int], limits: Limits) -> str:
     """The user turn of a step: the human's words, what else is new, the calls and their evidence.
 
-    The calls come first in the budget: a call that the model cannot read must not be judged. Lines are shortened or left
-    out as a whole, never joined.
+    The calls come first in the budget: a call that the model cannot read must not be judged. Many calls in their shortest form
+    may go beyond it. Lines are shortened or left out as a whole, never joined.
 
     Raises:
         WindowError: If the calls, or the human's words, do not fit their ceilings.
     """
     forms = [*(partial(_calls, step, scale) for scale in _SCALES), partial(_calls, step, _SCALES[-1], mentions=False)]
-    calls = _fit(forms, count, limits.step * 3 // 4)
+    calls = _fit(forms, count, limits.step * 3 // 4) or _fit(forms[-1:], count, limits.step * 3)
     if calls is None:
-        raise WindowError(f"the {len(step.calls)} calls of the step do not fit {limits.step * 3 // 4} tokens")
+        raise WindowError(
+            f"the {len(step.calls)} calls of the step do not fit {limits.step * 3} tokens: propose fewer at a time"
+        )
     humans = _human_lines([m for m in new if is_human(m)], count, limits.human)
-    room = limits.step - count("\n".join(calls)) - 16
+    room = max(limits.step - count("\n".join(calls)) - 16, limits.step // 8)
     others = [m for m in new if not is_human(m) and not isinstance(m, SystemMessage)]
     news = _fit([partial(_news, others, step.calls, scale) for scale in _SCALES], count, room)
     if news is None:

@@ -43,6 +43,16 @@ def test_what_a_threshold_overrode_is_not_marked_as_sampled() -> None:
         assert [p.kind for p in pieces if p.text.strip() in ("act", "refuse")] == [kind]
 
 
+async def test_a_conversation_is_judged_without_a_graph() -> None:
+    guard = Guard(ScriptedGuardModel(by_name(look="act", pay="refuse")))
+    proposed = calls(("look", {"x": "a"}), ("pay", {"x": "4711 euros"}))
+    for judgement in (guard.judge([("user", "look at a"), proposed]), await guard.ajudge(["look at a", proposed])):
+        assert [decision.verdict for decision in judgement.decisions] == ["act", "refuse"]
+        assert "nowhere in this thread" in judgement.decisions[1].reason
+    with pytest.raises(ValueError, match="proposes no tool call"):
+        guard.judge([("user", "look"), AIMessage("done")])
+
+
 def test_a_policy_is_final_both_ways() -> None:
     asked = step(("look", {"x": "a"}), ("pay", {"x": 1}), ("send", {"x": 2}))
     policy = Policy(allow=["look"], refuse=["p*"])
