@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from mosaic_guard import Guard
 from mosaic_guard_training.calibrate import CalibrationSettings
 from mosaic_guard_training.lessons import LessonSettings
 from mosaic_guard_training.options import read_recipe
-from mosaic_guard_training.reproduce import RECIPE, main
+from mosaic_guard_training.reproduce import RECIPE, Round, main
 from mosaic_guard_training.settings import TrainSettings
 from mosaic_guard_training.sources.composed import SCENARIOS
 from mosaic_guard_training.sources.mixture import Shares
@@ -28,8 +30,14 @@ def test_the_recipe_makes_a_guard_and_makes_nothing_twice(tmp_path: Path, capsys
     for each in tiny_model(window=8192):
         each.save_pretrained(base)
     recipe.mkdir()
+    each = {"count": 2, "seed": 0, "tokens": 100_000, "shares": {}}
     settings = {
-        "tasks": {"train": 3, "dev": 2, "seed": 0},
+        "tasks": {
+            "train": 3,
+            "dev": 2,
+            "seed": 0,
+            "rounds": [{**each, "average": True}, each, {**each, "average": True}],
+        },
         "lessons": {"base_model": str(base), "check": "never", "plan": "computed", "plan_tokens": 9},
         "sft": {"method": "sft", "epochs": 1, "lora_rank": 2, "batch_size": 1, "min_pairs": 1},
         "further": {"method": "sft", "epochs": 1, "batch_size": 1, "min_pairs": 1, "warmup": 0.0},
@@ -40,14 +48,21 @@ def test_the_recipe_makes_a_guard_and_makes_nothing_twice(tmp_path: Path, capsys
     write_tasks(output / "train.jsonl", [task(number) for number in range(3)])
     write_tasks(output / "dev.jsonl", [task(number) for number in range(3, 5)])
     write_tasks(output / "benign.jsonl", [task(number) for number in range(5, 7)])
-    write_tasks(output / "further.jsonl", [task(number) for number in range(7, 9)])
+    for part in (1, 2, 3):
+        write_tasks(output / f"further-{part}.jsonl", [task(number) for number in range(7, 7 + part)])
     command = ["--data", str(tmp_path), "--output", str(output), "--settings", str(recipe)]
     assert main(command) == 0
     assert not (output / "shipped-first").exists()
     assert main([*command, "--no-further"]) == 0
     assert Guard.load(output / "shipped-first").describe() != Guard.load(output / "shipped").describe()
-    first = (output / "guard" / "adapter" / "adapter_model.safetensors").read_bytes()
-    assert first != (output / "guard-further" / "adapter" / "adapter_model.safetensors").read_bytes()
+    guards = ["guard", "guard-further-1", "guard-averaged-1", "guard-further-2", "guard-further-3", "guard-averaged-3"]
+    assert len({(output / each / "adapter" / "adapter_model.safetensors").read_bytes() for each in guards}) == 6
+    made = json.loads((output / "guard-averaged-3" / "manifest.json").read_text())
+    digests = [
+        hashlib.sha256((output / f"guard-{each}" / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+        for each in ("averaged-1", "further-3")
+    ]
+    assert [part["adapter_sha256"] for part in made["averaged"]] == digests
     trained = (output / "guard" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
     assert Guard.load(output / "shipped").plan_mode == "computed"
     assert main(command) == 0
@@ -108,4 +123,7 @@ def test_the_recipes_settings_are_known() -> None:
     read_recipe(TrainSettings, RECIPE / "suites.yaml")
     read_recipe(CalibrationSettings, RECIPE / "calibrate.yaml")
     tasks = yaml.safe_load((RECIPE / "tasks.yaml").read_text())
-    assert set(Shares(**tasks["further_shares"]).scenarios or ()) <= set(SCENARIOS)
+    for each in tasks["rounds"]:
+        shares = Shares(**Round(0, **each).shares).scenarios or {}
+        assert set(shares) <= set(SCENARIOS)
+        assert sum(shares.values()) == pytest.approx(1)

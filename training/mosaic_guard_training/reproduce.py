@@ -6,8 +6,8 @@
                conversations)
     lessons    all of them, as traces in which the guard says what it should
     sft        training on the former
-    further    training goes on with other shares of the sources, what the guard was found to be weak at, and the mean of the
-               guards before and after is taken (--no-further leaves this out)
+    further    training goes on in rounds with other shares of the sources, what the guard was found to be weak at, and the mean
+               of the guards before and after some rounds is taken (--no-further leaves this out)
     suites     where some are named: training goes on with lessons of AgentDojo's suites, and some of the former once more
     calibrate  an evidence model, weighed on the lessons held back, and the threshold of both, from ordinary work
     release    the guard in the form in which it ships, in OUTPUT/shipped
@@ -50,6 +50,37 @@ AGAIN = 200
 """How many of the first lessons are read again with those of the suites, so that they are not forgotten."""
 
 
+@dataclass(frozen=True)
+class Round:
+    """Training that goes on.
+
+    Attributes:
+        number: From 1.
+        count: About how many tasks.
+        seed: Decides what they are.
+        tokens: Most tokens that are read.
+        shares: As of `Shares`.
+        average: Whether the mean of the guard at the last mean and of this one is what goes on.
+    """
+
+    number: int
+    count: int
+    seed: int
+    tokens: int
+    shares: Mapping[str, Any]
+    average: bool = False
+
+    @property
+    def name(self) -> str:
+        """Names its tasks and lessons."""
+        return f"{FURTHER}-{self.number}"
+
+    @property
+    def guard(self) -> str:
+        """Names what goes on."""
+        return f"guard-averaged-{self.number}" if self.average else f"guard-{self.name}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReproduceSettings:
     """What is made where; `help` of each field says what it does."""
@@ -64,7 +95,7 @@ class ReproduceSettings:
     suites: str = setting(
         "AgentDojo's suites that are learnt from last, separated by commas; 'none' for none", default="none"
     )
-    further: bool = setting("whether training goes on with what the guard was weak at", default=True)
+    further: bool = setting("whether training goes on, in rounds, with what the guard was weak at", default=True)
     settings: Path = setting("directory with the stages' settings", default=RECIPE)
 
     def __post_init__(self) -> None:
@@ -89,7 +120,19 @@ class ReproduceSettings:
     @property
     def taught(self) -> Path:
         """The guard that has learnt from all but the suites."""
-        return self.output / ("guard-averaged" if self.further else "guard")
+        last = self.rounds[-1].guard if self.rounds else "guard"
+        return self.output / last
+
+    @property
+    def rounds(self) -> list[Round]:
+        """How training goes on."""
+        stated = self.recipe.get("rounds", ()) if self.further else ()
+        return [Round(number, **each) for number, each in enumerate(stated, 1)]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What `tasks.yaml` says."""
+        return dict(yaml.safe_load((self.settings / "tasks.yaml").read_text(encoding="utf-8")))
 
 
 def _tasks(settings: ReproduceSettings) -> int:
@@ -97,7 +140,7 @@ def _tasks(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.sources.mixture import Shares, mixture
     from mosaic_guard_training.tasks import write_tasks
 
-    recipe = yaml.safe_load((settings.settings / "tasks.yaml").read_text(encoding="utf-8"))
+    recipe = settings.recipe
     for side in SIDES:
         file = settings.output / f"{side}.jsonl"
         counted = ["--count", str(recipe[side]), "--seed", str(recipe["seed"])]
@@ -106,11 +149,11 @@ def _tasks(settings: ReproduceSettings) -> int:
             code := main(["mixture", "--data", str(settings.data), "--split", side, *counted, "--output", str(file)])
         ):
             return code
-    file = settings.output / f"{FURTHER}.jsonl"
-    if settings.further and not file.exists():
-        count, shares = recipe[FURTHER], Shares(**recipe["further_shares"])
-        seed, join = recipe["further_seed"], "train" in recipe.get("join", ())
-        write_tasks(file, mixture(settings.data, "train", count, shares, seed, join=join))
+    for each in settings.rounds:
+        file = settings.output / f"{each.name}.jsonl"
+        if not file.exists():
+            shares, join = Shares(**each.shares), "train" in recipe.get("join", ())
+            write_tasks(file, mixture(settings.data, "train", each.count, shares, each.seed, join=join))
     file = settings.output / f"{BENIGN}.jsonl"
     if file.exists():
         return 0
@@ -120,7 +163,7 @@ def _tasks(settings: ReproduceSettings) -> int:
 def _lessons(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.lessons import main
 
-    for side in (*SIDES, *[FURTHER] * settings.further, BENIGN):
+    for side in (*SIDES, *(each.name for each in settings.rounds), BENIGN):
         where = [
             "--tasks",
             str(settings.output / f"{side}.jsonl"),
@@ -140,16 +183,30 @@ def _sft(settings: ReproduceSettings) -> int:
 def _further(settings: ReproduceSettings) -> int:
     from mosaic_guard_training.average import main
 
-    if not settings.further:
-        return 0
-    before, after = settings.output / "guard", settings.output / f"guard-{FURTHER}"
-    if code := _train(settings, FURTHER, settings.output / f"lessons-{FURTHER}", after, before):
-        return code
-    # What it learns so it pays for with some of what it knew: of the mean both are kept, mostly.
-    return 0 if settings.taught.exists() else main(["--guards", f"{before},{after}", "--output", str(settings.taught)])
+    mean = before = settings.output / "guard"
+    for each in settings.rounds:
+        lessons, after = settings.output / f"lessons-{each.name}", settings.output / f"guard-{each.name}"
+        if code := _train(settings, FURTHER, lessons, after, before, tokens=each.tokens):
+            return code
+        before = settings.output / each.guard
+        if not each.average:
+            continue
+        # What it learns so it pays for with some of what it knew: of the mean both are kept, mostly.
+        if not before.exists() and (code := main(["--guards", f"{mean},{after}", "--output", str(before)])):
+            return code
+        mean = before
+    return 0
 
 
-def _train(settings: ReproduceSettings, recipe: str, traces: Path, output: Path, start: Path | None = None) -> int:
+def _train(
+    settings: ReproduceSettings,
+    recipe: str,
+    traces: Path,
+    output: Path,
+    start: Path | None = None,
+    *,
+    tokens: int | None = None,
+) -> int:
     """Train a guard on some lessons, unless it is there; a run that was cut off goes on."""
     from mosaic_guard.train import main
 
@@ -158,6 +215,7 @@ def _train(settings: ReproduceSettings, recipe: str, traces: Path, output: Path,
         return 0
     where = ["--traces", str(traces), "--output", str(guard.root)]
     where += ["--adapter", str(start)] if start else []
+    where += ["--max-tokens", str(tokens)] if tokens else []
     where += ["--resume"] if guard.checkpoints.is_dir() else []
     return main(["--recipe", str(settings.settings / f"{recipe}.yaml"), *where])
 
