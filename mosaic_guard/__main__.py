@@ -28,8 +28,20 @@ policy_app = typer.Typer(no_args_is_help=True, help="Rules that are evaluated be
 app.add_typer(policy_app, name="policy")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mosaic_guard import __version__
+
+        typer.echo(f"mosaic-guard {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and stop.")
+    ] = False,
+) -> None:
     """Plan, check, then act or refuse: a guard for LangGraph and LangChain agents."""
 
 
@@ -283,6 +295,7 @@ _STAGES = {
         "Compare a new guard with the old one; write it only if it is better.",
     ),
     "tasks": ("mosaic_guard_training.sources.__main__", "Public data as task files."),
+    "train": ("mosaic_guard.train", "Train the guard model on traces or preferences (python -m mosaic_guard.train)."),
 }
 """The stages of learning: module and what it does. Each reads its own options, so that a recipe can give them too."""
 
