@@ -598,7 +598,8 @@ def test_the_channel_survives_new_turns_edits_and_forks() -> None:
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / "middleware.py"), run_name="__main__")
     out = capsys.readouterr().out
-    assert "Refused by the guard: not sure" in out and "recipient 'US999'" in out
+    assert "Refused by the guard: not sure" in out
+    assert "recipient 'US999'" in out
     assert "980.0 sent to UK12" in out
 
 
