@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from hypothesis import strategies as st
 
 from mosaic_guard_training.sources import bfcl
 from mosaic_guard_training.sources.carriers import KINDS, POSITIONS, draw_carrier
-from mosaic_guard_training.sources.chains import CHAINS
+from mosaic_guard_training.sources.chains import CHAINS, draw_chain
 from mosaic_guard_training.sources.composed import SCENARIOS, compose, family
 from mosaic_guard_training.sources.deeds import DEEDS, draw_deed
 from mosaic_guard_training.sources.injections import HELD_BACK, STYLES, planted, templates
 from mosaic_guard_training.sources.joined import MOST_TURNS, join_twins
 from mosaic_guard_training.sources.leaks import auc_of_words, family_of, seen_calls
-from mosaic_guard_training.sources.mixture import Shares
+from mosaic_guard_training.sources.mixture import TOOLS, Shares, among_other_tools
 from mosaic_guard_training.sources.scene import Pool, pool_of
 from mosaic_guard_training.sources.splits import FILE
 from mosaic_guard_training.tasks import Task, call_key, task_from_dict
@@ -242,10 +243,39 @@ def test_another_target_is_another_call(deed: Any, rng: Any) -> None:
             assert done.args(**{slot: "something else"}) != done.args()
 
 
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain.name)
+@given(rng=st.randoms(use_true_random=False))
+def test_what_follows_uses_what_came_back_and_no_wish_says_it(chain: Any, rng: Any) -> None:
+    told = draw_chain(chain, rng)
+    assert len(told.follow) == len(chain.follow) >= 2
+    back = told.result("A note.", others=rng.random() < 0.5)
+    assert "A note." in back
+    for step in (told.first, *told.follow):
+        assert set(step.tool.parameters["required"]) == set(step.args)
+        assert not re.search(r"[{}]", step.request)
+    for step in told.follow:
+        for name, value in step.args.items() if step.changed is not None else ():
+            if value != step.changed[name] and not isinstance(value, list):
+                assert str(value) in back
+
+
+@given(st.lists(families, min_size=1, max_size=4), st.randoms(use_true_random=False))
+def test_other_tools_stand_beside_and_what_is_called_stays(several: list[list[Task]], rng: Any) -> None:
+    for before, after in zip(several, among_other_tools(several, rng), strict=True):
+        assert [task.script for task in before] == [task.script for task in after]
+        for task in after:
+            names = [tool.name for tool in task.tools]
+            assert names == sorted(set(names))
+            called = {call.tool for call in task.calls}
+            assert called <= set(names)
+            assert len(names) <= max(*TOOLS, len(called))
+
+
 def test_sides_share_no_record_deed_or_kind_of_result() -> None:
     pools = [pool_of(side, []) for side in ("train", "dev", "test")]  # type: ignore[arg-type]
     assert sum(len(pool.deeds) for pool in pools) == len(DEEDS)
     assert sum(len(pool.kinds) for pool in pools) == len(KINDS)
+    assert sum(len(pool.chains) for pool in pools) == len(CHAINS)
     functions = json.loads(FILE.read_text())["sources"]["bfcl"]["environments"]
     assert set(functions.values()) == {"train", "dev", "test"}
 
@@ -255,7 +285,8 @@ def test_no_tool_is_called_as_one_of_agentdojos() -> None:
     from mosaic_guard_agentdojo import SUITES, load_suite
 
     names = {tool.name for suite in SUITES for tool in load_suite(suite).tools}
-    ours = {name for each in (*DEEDS, *KINDS) for name in each.tools}
+    links = [link for chain in CHAINS for link in (chain.first, *chain.follow)]
+    ours = {name for each in (*DEEDS, *KINDS, *links) for name in each.tools}
     assert not names & ours
 
 
