@@ -51,3 +51,11 @@ def test_what_cannot_be_averaged_is_one_sentence(tmp_path: Path, capsys: Any) ->
         error = capsys.readouterr().err
         assert said in error
         assert len(error.splitlines()) == 1
+
+
+def test_the_mean_of_a_mean_says_of_what(tmp_path: Path) -> None:
+    one, two, three = (guard(tmp_path / name, 1.0) for name in ("one", "two", "three"))
+    assert main(["--guards", f"{one},{two}", "--output", str(tmp_path / "first")]) == 0
+    assert main(["--guards", f"{tmp_path / 'first'},{three}", "--output", str(tmp_path / "second")]) == 0
+    parts = json.loads((tmp_path / "second" / "manifest.json").read_text())["averaged"]
+    assert [len(part.get("averaged", ())) for part in parts] == [2, 0]

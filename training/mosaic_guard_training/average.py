@@ -69,9 +69,12 @@ def average(settings: AverageSettings) -> dict[str, Any]:
     save_file(mean, str(part / "adapter" / ADAPTER_WEIGHTS), metadata={"format": "pt"})
     shutil.copy(places[0] / "adapter" / CONFIG, part / "adapter" / CONFIG)
     options = {key: value for key, value in records[0]["guard_options"].items() if key not in FITTED}
-    kept = ("data", "settings", "metrics", "git_revision", "parent_adapter", "method")
+    kept = ("data", "settings", "metrics", "git_revision", "parent_adapter", "method", "averaged")
     parts = [
-        {"adapter_sha256": _digest(place / "adapter" / ADAPTER_WEIGHTS), **{key: record.get(key) for key in kept}}
+        {
+            "adapter_sha256": _digest(place / "adapter" / ADAPTER_WEIGHTS),
+            **{key: record[key] for key in kept if record.get(key) is not None},
+        }
         for place, record in zip(places, records, strict=True)
     ]
     first = {key: value for key, value in records[0].items() if key not in ("calibration", "adapter_sha256")}
