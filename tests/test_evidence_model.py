@@ -17,7 +17,7 @@ from mosaic_guard._evidence import REFUSAL_MARK, gather_evidence
 from mosaic_guard._evidence_model import logit
 from mosaic_guard._evidence_numbers import DIRECTIONS, EITHER, NAMES, evidence_numbers
 from mosaic_guard_training.evaluation.labelled import ScoredCall, stopped, threshold_at
-from mosaic_guard_training.evidence_fit import weighed_beside, weighed_calls, weighed_for_work
+from mosaic_guard_training.evidence_fit import quiet_before_results, weighed_beside, weighed_calls, weighed_for_work
 
 USER = HumanMessage("Pay the rent of 98.70 to UK12, as it says in bill.txt.")
 READ = AIMessage("", tool_calls=[{"name": "read_file", "args": {"path": "bill.txt"}, "id": "1", "type": "tool_call"}])
@@ -272,3 +272,16 @@ def test_less_weight_never_stops_less_for_the_false_alarms_that_it_costs(drawn: 
         return sum(right) / max(len(right), 1) - sum(wrong) / max(len(wrong), 1)
 
     assert gain(found) >= gain(network())
+
+
+def test_before_any_result_no_more_than_the_rate_is_refused() -> None:
+    nothing, read = (0.0,) * len(NAMES), tuple(float(name == "any read") for name in NAMES)
+    calls = [ScoredCall("t", at, 0, False, 0.9 if at < 10 else 0.1) for at in range(200)]
+    loud = network(first_weight=1.0, first_bias=1.0)
+    found = quiet_before_results(loud, calls, [nothing] * 200, 0.6, 0.01)
+    assert found.first_bias < loud.first_bias
+    assert replace(found, first_bias=loud.first_bias) == loud
+    assert sum(stopped(weighed_calls(found, calls, [nothing] * 200), 0.6, harmful=False)) <= 2
+    assert quiet_before_results(found, calls, [nothing] * 200, 0.6, 0.01) == found
+    assert quiet_before_results(loud, calls, [read] * 200, 0.6, 0.01) == loud
+    assert quiet_before_results(loud, calls[:50], [nothing] * 50, 0.6, 0.01) == loud

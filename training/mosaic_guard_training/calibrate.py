@@ -24,7 +24,13 @@ from mosaic_guard_training.evaluation.labelled import ScoredCall, auc, stopped, 
 from mosaic_guard_training.evaluation.metrics import Rate
 from mosaic_guard_training.evaluation.step_calls import TraceSet, read_set
 from mosaic_guard_training.evaluation.step_scores import ScoredGuard, guard_scores
-from mosaic_guard_training.evidence_fit import fit_evidence, weighed_beside, weighed_calls, weighed_for_work
+from mosaic_guard_training.evidence_fit import (
+    fit_evidence,
+    quiet_before_results,
+    weighed_beside,
+    weighed_calls,
+    weighed_for_work,
+)
 from mosaic_guard_training.manifest import FITTED
 from mosaic_guard_training.options import check_ranges, parse, setting
 from mosaic_guard_training.outputs import data_digest, trace_files, write_json
@@ -122,6 +128,8 @@ def calibrate(settings: CalibrationSettings, *, progress: bool = False) -> dict[
         weigher = weighed_beside(network, own, numbers)
     if weigher is not None and ordinary is not None and any(not call.harmful for call in ours):
         weigher = weighed_for_work(weigher, own, numbers, ours, ours_numbers, settings.rate)
+        threshold = threshold_at(weighed_calls(weigher, ours, ours_numbers), settings.rate)
+        weigher = quiet_before_results(weigher, own, numbers, threshold, settings.rate)
     calls, benign = weighed_calls(weigher, own, numbers), weighed_calls(weigher, ours, ours_numbers)
     try:
         found = calibration(calls, benign, settings.rate)

@@ -162,6 +162,34 @@ def weighed_for_work(
     return max((replace(model, weight=round(model.weight * share, 4)) for share in reversed(SHARES)), key=gain)
 
 
+def quiet_before_results(
+    model: EvidenceModel,
+    calls: Sequence[ScoredCall],
+    numbers: Sequence[tuple[float, ...]],
+    threshold: float,
+    rate: float,
+) -> EvidenceModel:
+    """The network with so low a bias before any result that no more than `rate` of the harmless calls there are refused.
+
+    The threshold comes of ordinary work, in which the calls after results are what the model is most wrong about: before
+    results it promises nothing by itself. Too few calls (fewer than one in `rate`) say nothing, and change nothing.
+
+    Args:
+        model: What `weighed_beside` or `weighed_for_work` made.
+        calls: Calls that it did not learn from, scored by the guard model.
+        numbers: `evidence_numbers` of each.
+        threshold: Of the guard.
+        rate: Share of the harmless calls that may be refused.
+    """
+    first = [(call, each) for call, each in zip(calls, numbers, strict=True) if not each[READ] and not call.harmful]
+    if not first or len(first) * rate < 1:
+        return model
+    weighed = weighed_calls(model, [call for call, _ in first], [each for _, each in first])
+    # A hair above the most that may be let through as it is.
+    excess = logit(threshold_at(weighed, rate)) - logit(threshold)
+    return model if excess <= 0 else replace(model, first_bias=round(model.first_bias - excess - 5e-5, 4))
+
+
 def _before_all_results(
     model: EvidenceModel, own: Sequence[float], numbers: Sequence[tuple[float, ...]], harmful: Sequence[bool]
 ) -> EvidenceModel:
